@@ -1,0 +1,21 @@
+-- Append entries to a turn's log and renew its owner's lease.
+-- KEYS: turn, log
+-- ARGV: epoch, lease ms, then position, event name, data for each entry
+-- Returns {1, stop flag or ''}; {0, ''} when the epoch is no longer the owner's or the turn has ended.
+-- Entries at or before the log's last position are skipped: sending a batch twice stores it once.
+local turn = redis.call('HMGET', KEYS[1], 'epoch', 'state', 'stop')
+if turn[1] ~= ARGV[1] or turn[2] ~= 'running' then return {0, ''} end
+
+local time = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'lease', time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[2]))
+
+if #ARGV > 2 then
+  local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+  local last = newest and tonumber(string.match(newest[1], '^%d+')) or 0
+  for i = 3, #ARGV, 3 do
+    if tonumber(ARGV[i]) > last then
+      redis.call('XADD', KEYS[2], ARGV[i] .. '-0', 'e', ARGV[i + 1], 'd', ARGV[i + 2])
+    end
+  end
+end
+return {1, turn[3] or ''}
