@@ -1,0 +1,390 @@
+"""The sections of the settings tree: every field with its unit, default, bounds and one line of documentation."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from gateway.core.identity import ALIAS, TENANT_ID
+
+MASK = "********"
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used. ``key`` is the name under which it was given, ``message`` says what to do."""
+
+    def __init__(self, key: str, message: str) -> None:
+        self.key = key
+        self.message = message
+        super().__init__(f"{key}: {message}")
+
+
+class Secret:
+    """A string that shows itself only when asked: masked in every repr, str, format and log."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        if not value:
+            raise ValueError("must not be empty")
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK})"
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def doc(text: str, **bounds: Any) -> msgspec.Meta:
+    """Document a field, with bounds (``gt``, ``ge``, ``le``) that construction checks."""
+    return msgspec.Meta(description=text, **bounds)
+
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+
+
+@cache
+def field_metas(kind: type[msgspec.Struct]) -> dict[str, tuple[msgspec.Meta, ...]]:
+    """Return the documentation and bounds of every field of a section."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: getattr(hints[name], "__metadata__", ()) for name in kind.__struct_fields__}
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen part of the tree. Raises SettingsError, keyed by the field's name, when a value is nonsense."""
+
+    def __post_init__(self) -> None:
+        for name, metas in field_metas(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not math.isfinite(value):
+                raise SettingsError(name, "must be a finite number")
+            for meta in metas:
+                if meta.gt is not None and not value > meta.gt:
+                    raise SettingsError(name, f"must be above {meta.gt:g}, not {value:g}")
+                if meta.ge is not None and not value >= meta.ge:
+                    raise SettingsError(name, f"must be at least {meta.ge}, not {value}")
+                if meta.le is not None and not value <= meta.le:
+                    raise SettingsError(name, f"must be at most {meta.le}, not {value}")
+
+
+def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where state lives by the XDG base directory rules; a service account without a home gets /var/lib."""
+    state = environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state):  # the specification says that relative paths are to be ignored
+        home = environ.get("HOME", "")
+        state = f"{home}/.local/state" if os.path.isabs(home) and home != "/" else "/var/lib"
+    return Path(state) / "hyperleap-gateway"
+
+
+class ServerSettings(Section, frozen=True, kw_only=True):
+    """The public and the internal port."""
+
+    host: Annotated[str, doc("Address of the public port; `0.0.0.0` listens on every IPv4 interface")] = "127.0.0.1"
+    port: Annotated[Port, doc("Public port: chat page and API; 0 lets the system choose")] = 8080
+    internal_host: Annotated[str, doc("Address of the internal port; keep it away from the internet")] = "127.0.0.1"
+    internal_port: Annotated[Port, doc("Internal port: `/metrics`, `/livez`, `/readyz`")] = 9090
+    data_dir: Annotated[Path, doc("Where the embedded Valkey and the secrets made for it live")] = msgspec.field(
+        default_factory=default_data_dir
+    )
+    public_url: Annotated[
+        str | None, doc("URL under which browsers reach the public port, if a proxy is before it")
+    ] = None
+    body_max_bytes: Annotated[Count, doc("Largest request body")] = 1_048_576
+    body_timeout_s: Annotated[Seconds, doc("Longest time that a request's body may take to arrive")] = 30.0
+    drain_s: Annotated[float, doc("On SIGTERM, turns in flight get this long to end", ge=0)] = 10.0
+    page: Annotated[bool, doc("Serve the chat page at `/`")] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("host", "internal_host"):
+            if not getattr(self, name).strip():
+                raise SettingsError(name, "must name an address")
+        if self.port and self.port == self.internal_port and self.host == self.internal_host:
+            raise SettingsError("internal_port", "must differ from the public port")
+        if self.public_url is not None:
+            url = _web_url("public_url", self.public_url, ("https", "http"))
+            force_setattr(self, "public_url", url)
+
+
+class RedisSettings(Section, frozen=True, kw_only=True):
+    """Where conversations are kept. Without a URL the gateway starts a Valkey of its own."""
+
+    url: Annotated[Secret | None, doc("`redis://`, `rediss://` or `unix://`; unset: the embedded Valkey")] = None
+    timeout_s: Annotated[Seconds, doc("Longest time for one call, connecting included")] = 1.0
+    connections: Annotated[Count, doc("Connections a worker keeps for commands")] = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.url is not None and not re.match(r"(rediss?|unix)://.", self.url.reveal()):
+            raise SettingsError("url", "must begin with redis://, rediss:// or unix://")
+
+    def address(self) -> str | None:
+        """Return the URL without user, password and query, fit for printing."""
+        if self.url is None:
+            return None
+        parts = urlsplit(self.url.reveal())
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class UpstreamSettings(Section, frozen=True, kw_only=True):
+    """Hyperleap: the key, the address, the deadlines and the HTTP/2 connections."""
+
+    api_key: Annotated[Secret | None, doc("The vendor key")] = None
+    api_key_file: Annotated[Path | None, doc("File that holds the vendor key, such as a mounted secret")] = None
+    base_url: Annotated[str, doc("`https://` (HTTP/2 by ALPN) or `h2c://` (by prior knowledge)")] = (
+        "https://api.hyperleapai.com"
+    )
+    ca_file: Annotated[Path | None, doc("PEM file with a private CA, trusted on top of the system's")] = None
+    persona_id: Annotated[str | None, doc("Persona of the default tenant, used when no `[tenants]` are written")] = None
+    auth_header: Annotated[
+        Literal["x-hl-api-key", "authorization"], doc("Header that carries the key (`authorization`: as a bearer)")
+    ] = "x-hl-api-key"
+    connect_timeout_s: Annotated[Seconds, doc("DNS, TCP, TLS and the peer's first SETTINGS together")] = 5.0
+    first_token_timeout_s: Annotated[Seconds, doc("From the request sent to the answer's first item")] = 60.0
+    between_tokens_timeout_s: Annotated[Seconds, doc("Longest silence inside an answer")] = 60.0
+    turn_timeout_s: Annotated[Seconds, doc("Longest whole answer")] = 600.0
+    queue_timeout_s: Annotated[Seconds, doc("Longest wait for a free upstream stream")] = 10.0
+    call_timeout_s: Annotated[Seconds, doc("Longest call that is not a chat (create, read, score)")] = 30.0
+    connections_max: Annotated[Count, doc("Upstream connections a worker opens at most")] = 64
+    streams_per_connection_max: Annotated[Count, doc("Streams on one connection, or fewer if the peer says so")] = 100
+    ping_interval_s: Annotated[Seconds, doc("Silence after which a connection is pinged")] = 20.0
+    ping_timeout_s: Annotated[Seconds, doc("A connection whose ping goes unanswered this long is given up")] = 10.0
+    idle_close_s: Annotated[Seconds, doc("A connection without streams is closed after this")] = 300.0
+    blob_hosts: Annotated[tuple[str, ...], doc("Hosts from which long transcripts may be fetched")] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        force_setattr(self, "base_url", _web_url("base_url", self.base_url, ("https", "h2c")))
+        if self.api_key is not None and self.api_key_file is not None:
+            raise SettingsError("api_key_file", "is given together with api_key; give one of them")
+        if self.persona_id is not None:
+            force_setattr(self, "persona_id", _uuid("persona_id", self.persona_id))
+        for host in self.blob_hosts:
+            if not re.fullmatch(r"[A-Za-z0-9.-]+(:\d+)?", host):
+                raise SettingsError("blob_hosts", f"{host!r} is not a host name")
+        force_setattr(self, "blob_hosts", tuple(host.lower() for host in self.blob_hosts))
+
+    def key(self) -> Secret:
+        """Return the vendor key, read anew when it is in a file. Raises SettingsError when there is none."""
+        if self.api_key_file is not None:
+            name = "HYPERLEAP_API_KEY_FILE"
+            try:
+                text = self.api_key_file.read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(name, f"cannot read {self.api_key_file}: {reason(error)}") from None
+            if not text:
+                raise SettingsError(name, f"{self.api_key_file} is empty")
+        elif self.api_key is not None:
+            name, text = "HYPERLEAP_API_KEY", self.api_key.reveal().strip()
+        else:
+            raise SettingsError("HYPERLEAP_API_KEY", "give the vendor key, or HYPERLEAP_API_KEY_FILE with a file of it")
+        if not re.fullmatch(r"[!-~]+", text):  # a header's value: visible ASCII, and one line only
+            raise SettingsError(name, "the key must be one line of visible ASCII characters")
+        return Secret(text)
+
+
+class TurnSettings(Section, frozen=True, kw_only=True):
+    """Turns, their event logs and what is remembered of them."""
+
+    answer_max_chars: Annotated[Count, doc("Code points of an answer, after which the turn fails")] = 1_000_000
+    message_max_chars: Annotated[Count, doc("Code points of a user's message")] = 32_000
+    log_ttl_s: Annotated[Seconds, doc("A turn's event log is kept this long after its ending")] = 3600.0
+    idempotency_ttl_s: Annotated[Seconds, doc("An idempotency key is remembered this long")] = 86_400.0
+    conversation_ttl_s: Annotated[Seconds, doc("A cached conversation is kept this long after its last use")] = (
+        604_800.0
+    )
+    append_interval_s: Annotated[
+        Seconds, doc("A live turn's log is written this often; 0.1 to 0.25 is sensible", le=5)
+    ] = 0.2
+    lease_s: Annotated[Seconds, doc("A worker owns a turn this long after its last heartbeat")] = 5.0
+    heartbeat_s: Annotated[Seconds, doc("Interval of the heartbeat; at most half of the lease")] = 1.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heartbeat_s * 2 > self.lease_s:
+            raise SettingsError("heartbeat_s", f"must be at most half of lease_s ({self.lease_s:g})")
+
+
+class StreamSettings(Section, frozen=True, kw_only=True):
+    """Readers over SSE and WebSocket."""
+
+    keepalive_s: Annotated[Seconds, doc("A comment or ping goes out after this much silence")] = 15.0
+    reader_lag_s: Annotated[Seconds, doc("A reader whose socket takes nothing for this long is let go")] = 30.0
+    reader_lag_bytes: Annotated[Count, doc("A reader with this much unsent is let go")] = 1_048_576
+    retry_ms: Annotated[int, doc("Milliseconds an SSE client waits before it reconnects", ge=0)] = 2000
+
+
+class WebSocketSettings(Section, frozen=True, kw_only=True):
+    """Limits of one WebSocket."""
+
+    subscriptions_max: Annotated[Count, doc("Subscriptions on one socket")] = 64
+    commands_per_s: Annotated[float, doc("Commands a second on one socket", gt=0)] = 20.0
+    frame_max_bytes: Annotated[Count, doc("Largest frame from a client")] = 65_536
+    auth_timeout_s: Annotated[Seconds, doc("An unauthenticated socket is closed after this")] = 10.0
+
+
+class SessionSettings(Section, frozen=True, kw_only=True):
+    """Session tokens, visitors and the secrets behind them."""
+
+    ttl_s: Annotated[Seconds, doc("Life of a session token when the request names none")] = 900.0
+    ttl_min_s: Annotated[Seconds, doc("Shortest life that a request may name")] = 30.0
+    ttl_max_s: Annotated[Seconds, doc("Longest life that a request may name")] = 86_400.0
+    token_max_bytes: Annotated[int, doc("Largest session token", ge=256)] = 4096
+    visitor_ttl_s: Annotated[Seconds, doc("Life of an anonymous visitor's id")] = 31_536_000.0
+    pepper_file: Annotated[
+        Path | None, doc("Secret behind the hashes of keys and users; needed with a Redis of your own")
+    ] = None
+    signing_key_file: Annotated[Path | None, doc("Secret that signs tokens; needed with a Redis of your own")] = None
+    previous_signing_key_file: Annotated[Path | None, doc("The signing key before a rotation, still accepted")] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.ttl_min_s <= self.ttl_s <= self.ttl_max_s:
+            raise SettingsError(
+                "ttl_s", f"must lie between ttl_min_s ({self.ttl_min_s:g}) and ttl_max_s ({self.ttl_max_s:g})"
+            )
+
+
+class LoggingSettings(Section, frozen=True, kw_only=True):
+    """What is logged, and how it looks."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], doc("Least severe level that is logged")] = "info"
+    format: Annotated[Literal["json", "console", "auto"], doc("`auto`: console on a terminal, else JSON")] = "auto"
+
+
+class TurnsPerMinute(Section, frozen=True, kw_only=True):
+    """The plain cap on turns a minute."""
+
+    tenant: Annotated[Count, doc("Turns a minute of the whole tenant")] = 600
+    user: Annotated[Count, doc("Turns a minute of one user")] = 30
+    address: Annotated[Count, doc("Turns a minute from one client address")] = 60
+
+
+class PersonaSettings(Section, frozen=True, kw_only=True):
+    """A vendor persona behind an alias; browsers know only the alias."""
+
+    persona_id: Annotated[str, doc("The vendor's id (UUID)")]
+    persona_version_id: Annotated[str | None, doc("A version to pin (UUID)")] = None
+    replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        force_setattr(self, "persona_id", _uuid("persona_id", self.persona_id))
+        if self.persona_version_id is not None:
+            force_setattr(self, "persona_version_id", _uuid("persona_version_id", self.persona_version_id))
+        if not all(self.replacements):
+            raise SettingsError("replacements", "must not hold an empty name")
+
+
+class TenantSettings(Section, frozen=True, kw_only=True):
+    """One customer of the gateway."""
+
+    personas: Annotated[dict[str, PersonaSettings], doc("Personas by alias, at least one")]
+    origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
+    anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
+    turns_per_min: Annotated[TurnsPerMinute, doc("Cap on turns a minute")] = TurnsPerMinute()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.personas:
+            raise SettingsError("personas", "a tenant needs at least one persona")
+        for alias in self.personas:
+            if not ALIAS.fullmatch(alias):
+                raise SettingsError(f"personas.{alias}", f"an alias must match {ALIAS.pattern}")
+        force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
+
+
+class DefaultTenantSettings(Section, frozen=True, kw_only=True):
+    """The tenant ``default`` with the persona alias ``default``, which exists when no ``[tenants]`` are written."""
+
+    origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
+    anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
+    replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
+    turns_per_min: Annotated[TurnsPerMinute, doc("Cap on turns a minute")] = TurnsPerMinute()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
+
+
+def check_tenant_id(tenant_id: str) -> None:
+    if not TENANT_ID.fullmatch(tenant_id):
+        raise SettingsError(f"tenants.{tenant_id}", f"a tenant's id must match {TENANT_ID.pattern}")
+
+
+def normal_origin(text: str) -> str:
+    """Return an origin as browsers send it (RFC 6454, 6.2): lower case, punycode, no default port.
+
+    Raises SettingsError.
+    """
+    try:
+        parts = urlsplit(text.strip())
+        host, port = parts.hostname or "", parts.port
+        if not host.isascii():
+            host = host.encode("idna").decode("ascii")
+    except ValueError:
+        raise SettingsError("origins", f"{text!r} is not scheme://host[:port]") from None
+    host = f"[{host}]" if ":" in host else host
+    scheme = parts.scheme
+    if "*" in text:
+        raise SettingsError("origins", f"{text!r} has a wildcard; list every origin by itself")
+    if not re.fullmatch(r"\[[0-9a-f:.]+\]|[a-z0-9._-]+", host) or not scheme or parts.username is not None:
+        raise SettingsError("origins", f"{text!r} is not scheme://host[:port]")
+    origin = f"{scheme}://{host}" + (
+        f":{port}" if port is not None and port != {"http": 80, "https": 443}.get(scheme) else ""
+    )
+    if parts.path or parts.query or parts.fragment or text.strip()[-1] in "/?#":
+        raise SettingsError("origins", f"{text!r} has more than an origin; write {origin!r}")
+    return origin
+
+
+def reason(error: Exception) -> str:
+    """Say in the system's words why a file could not be read."""
+    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+
+
+def _uuid(field: str, text: str) -> str:
+    if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text):
+        raise SettingsError(field, f"{text!r} is not a UUID")
+    return str(uuid.UUID(text))
+
+
+def _web_url(field: str, text: str, schemes: tuple[str, ...]) -> str:
+    """Return the URL without a slash at its end."""
+    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError as error:
+        raise SettingsError(field, f"is not a URL: {error}") from None
+    if parts.username is not None or parts.password is not None:
+        raise SettingsError(field, "must not hold a user or a password")
+    if parts.scheme not in schemes or not parts.hostname:
+        raise SettingsError(field, f"must be {wanted}host[:port], not {text!r}")
+    if parts.query or parts.fragment or re.search(r"[\s\x00-\x1f]", text):
+        raise SettingsError(field, "must hold no query, fragment or space")
+    return text.rstrip("/")

@@ -1,0 +1,265 @@
+"""Logs: one structured event a line, as JSON or for a terminal, with the request's and the turn's id, without secrets.
+
+Call sites never log a key, a token, a prompt or an answer. The redaction here is only the belt to that: it masks
+whatever looks like one of our credentials, and the secrets that ``configure`` was told, wherever it would appear.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import msgspec
+
+from gateway.options import MASK, LoggingSettings, Secret
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+TURN_ID: ContextVar[str | None] = ContextVar("turn_id", default=None)
+
+# Libraries that say at INFO what our own events say better, or at DEBUG what nobody may read (headers, bodies)
+QUIET = ("aiohttp", "asyncio", "h2", "hpack", "httpcore", "httpx", "redis")
+COLOURS = {"debug": "2", "info": "36", "warning": "33", "error": "31", "critical": "31"}
+TEXT_MAX_CHARS = 500  # of an exception's words, which may quote what made it fail
+CAUSES_MAX = 5
+THROTTLED_MAX = 1024
+
+_CREDENTIALS = re.compile(
+    r"""
+    (?P<token>\bhg[spvt]_)[A-Za-z0-9._~+/=-]+              # our own keys, tokens and visitor ids
+    | (?P<header>(?:x-hl-api-key|(?:proxy-)?authorization|sec-websocket-protocol|(?:set-)?cookie)
+        [\\"']{0,2}\s*[:=,]\s*(?:b(?=["'\\]))?[\\"']{0,2}(?:(?:bearer|basic)\s+)?)[^\s"',;)}\]\\]+
+    | (?P<scheme>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}
+    | (?P<url>\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@"']{0,128}:)[^\s/@"']{1,512}(?=@)
+    | (?P<query>[?&](?:ticket|token|password|api_key)=)[^\s&"'\\]+
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+class Redactor:
+    """Masks what looks like a credential, and the given secrets literally."""
+
+    def __init__(self, secrets: Collection[Secret] = ()) -> None:
+        words = sorted((secret.reveal() for secret in secrets), key=len, reverse=True)
+        self._secrets = re.compile("|".join(map(re.escape, words))) if words else None
+
+    def text(self, text: str) -> str:
+        """Return text without secrets, fit for UTF-8."""
+        if not text.isascii():
+            text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates, from a path or a header
+        if self._secrets is not None:
+            text = self._secrets.sub(MASK, text)
+        return _CREDENTIALS.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + MASK, text)
+
+    def value(self, value: object) -> Any:
+        """Return a value that JSON can hold, redacted throughout."""
+        match value:
+            case None | bool():
+                return value
+            case int():
+                return int(value) if abs(value) < 2**63 else str(value)
+            case float():
+                return value if value - value == 0 else str(value)  # JSON has no infinity
+            case str():
+                return self.text(str(value))
+            case Mapping():
+                return {self.text(str(key)): self.value(item) for key, item in value.items()}
+            case list() | tuple() | set() | frozenset():
+                return [self.value(item) for item in value]
+            case BaseException():
+                return self.error(value)
+            case _:
+                return self.text(str(value))
+
+    def error(self, error: BaseException, causes: int = CAUSES_MAX) -> dict[str, Any]:
+        """Return type, redacted words and the places of the traceback; never source text or values of variables."""
+        kind = type(error)
+        shown: dict[str, Any] = {
+            "type": kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
+            "message": self.text(str(error))[:TEXT_MAX_CHARS],
+            "at": [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in _frames(error)],
+        }
+        if causes:
+            if isinstance(error, BaseExceptionGroup):
+                shown["errors"] = [self.error(inner, causes - 1) for inner in error.exceptions[:CAUSES_MAX]]
+            cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+            if cause is not None:
+                shown["cause"] = self.error(cause, causes - 1)
+        return shown
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return list(traceback.StackSummary.extract(traceback.walk_tb(error.__traceback__), lookup_lines=False))
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__()
+        self._redactor = redactor
+
+    def facts(self, record: logging.LogRecord) -> dict[str, Any]:
+        """Return the record as a flat table, redacted: ts, level, logger, event, ids, fields, error."""
+        when = datetime.fromtimestamp(record.created, UTC)
+        facts: dict[str, Any] = {
+            "ts": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": self._redactor.text(_message(record)),
+        }
+        fields: dict[str, object] = getattr(record, "fields", {})
+        for name, bound_id in (("request_id", REQUEST_ID.get()), ("turn_id", TURN_ID.get())):
+            if bound_id is not None and name not in fields:
+                facts[name] = self._redactor.text(bound_id)
+        for name, value in fields.items():
+            facts[f"{name}_" if name in ("ts", "level", "logger", "event", "error") else name] = self._redactor.value(
+                value
+            )
+        if record.exc_info and record.exc_info[1] is not None:
+            facts["error"] = self._redactor.error(record.exc_info[1])
+        return facts
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError, KeyError):  # arguments that do not fit the format
+        return str(record.msg)
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _encode(self.facts(record))
+
+
+class ConsoleFormatter(_Formatter):
+    """One line for a human; the places of an exception follow, indented."""
+
+    def __init__(self, redactor: Redactor, *, colour: bool) -> None:
+        super().__init__(redactor)
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = self.facts(record)
+        when, level, _, event = (facts.pop(name) for name in ("ts", "level", "logger", "event"))
+        error = facts.pop("error", None)
+        mark = level.upper().ljust(7)
+        if self._colour:
+            mark = f"\x1b[{COLOURS.get(level, '0')}m{mark}\x1b[0m"
+        words = [when[11:23], mark, _one_line(event)]
+        words += [
+            f"{name}={_one_line(value if isinstance(value, str) else _encode(value))}" for name, value in facts.items()
+        ]
+        lines = [" ".join(words)]
+        while error is not None:
+            lines.append(f"    {error['type']}: {_one_line(error['message'])}")
+            lines += [f"      {place}" for place in error["at"]]
+            error = error.get("cause") or next(iter(error.get("errors", ())), None)
+        return "\n".join(lines)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to standard error; a record that cannot be written is dropped, never dumped unredacted."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def configure(settings: LoggingSettings, *, secrets: Collection[Secret] = (), stream: TextIO | None = None) -> None:
+    """Send every logger's events through one handler, replacing the one of an earlier call."""
+    stream = stream if stream is not None else sys.stderr
+    redactor = Redactor(secrets)
+    handler = _Handler(stream)
+    terminal = stream.isatty()
+    if settings.format == "console" or (settings.format == "auto" and terminal):
+        handler.setFormatter(ConsoleFormatter(redactor, colour=terminal))
+    else:
+        handler.setFormatter(JsonFormatter(redactor))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(settings.level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def event(
+    logger: logging.Logger, level: int, name: str, /, *, error: BaseException | None = None, **fields: object
+) -> None:
+    """Log that something happened, named in the past participle (``turn.ended``), with its facts."""
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s", name, extra={"fields": fields}, exc_info=error)
+
+
+@contextmanager
+def bound(*, request_id: str | None = None, turn_id: str | None = None) -> Iterator[None]:
+    """Attach ids to every event logged inside, by tasks started inside as well."""
+    request = REQUEST_ID.set(request_id) if request_id is not None else None
+    turn = TURN_ID.set(turn_id) if turn_id is not None else None
+    try:
+        yield
+    finally:
+        if turn is not None:
+            TURN_ID.reset(turn)
+        if request is not None:
+            REQUEST_ID.reset(request)
+
+
+class Throttle:
+    """Lets one event of a key through in ``every_s`` and counts those that it holds back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held: dict[tuple[str, str], tuple[float, int]] = {}  # when the last one passed, how many were held since
+
+    def admit(self, logger: str, key: str, every_s: float) -> int | None:
+        """Return how many were held back before this one, or None when this one is held back too."""
+        now_s = self._clock()
+        last_s, held = self._held.pop((logger, key), (now_s - every_s, 0))
+        passes = now_s - last_s >= every_s
+        self._held[logger, key] = (now_s, 0) if passes else (last_s, held + 1)
+        if len(self._held) > THROTTLED_MAX:
+            del self._held[next(iter(self._held))]  # the one untouched for longest
+        return held if passes else None
+
+
+_throttle = Throttle()
+
+
+def throttled(
+    logger: logging.Logger,
+    key: str,
+    name: str | None = None,
+    /,
+    *,
+    level: int = logging.WARNING,
+    every_s: float = 10.0,
+    error: BaseException | None = None,
+    **fields: object,
+) -> None:
+    """Log an event (``name``, or the key itself) at most once in ``every_s`` for its key.
+
+    The next one that is logged says how many were ``suppressed`` in between.
+    """
+    held = _throttle.admit(logger.name, key, every_s)
+    if held is not None:
+        event(logger, level, name or key, error=error, **({"suppressed": held} if held else {}), **fields)
+
+
+def _encode(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _one_line(text: str) -> str:
+    """Escape what would start a new line or steer a terminal, so that no logged value can fake an event."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
