@@ -1,0 +1,135 @@
+"""Conversations of one user: created at the vendor, cached in the store, read back from the vendor on a miss."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.core.conversation import Conversation, ConversationId, ConversationStore, VendorConversation
+from gateway.core.errors import Code, GatewayError
+from gateway.core.identity import Persona, Principal
+from gateway.core.turn import Upstream
+from gateway.services.admission import Admission
+
+METADATA_MAX_ENTRIES = 32
+PAGE_MAX = 20
+
+
+class Conversations:
+    """Every method checks that the conversation belongs to the principal; one that does not is not found."""
+
+    def __init__(self, store: ConversationStore, upstream: Upstream, admission: Admission) -> None:
+        self._store = store
+        self._upstream = upstream
+        self._admission = admission
+        self._reads: dict[tuple[str, ConversationId], asyncio.Task[Conversation]] = {}
+
+    async def create(
+        self,
+        principal: Principal,
+        *,
+        alias: str,
+        replacements: Mapping[str, Any],
+        metadata: dict[str, Any],
+        address: str,
+    ) -> Conversation:
+        """Open a conversation with one of the tenant's personas.
+
+        Raises GatewayError: persona_unknown, replacement_not_allowed, invalid_value, rate_limited, upstream_*.
+        """
+        persona = _persona(principal, alias)
+        for name in replacements:
+            if name not in persona.replacements:
+                raise GatewayError(Code.REPLACEMENT_NOT_ALLOWED, field=f"replacements.{name[:64]}")
+        if len(metadata) > METADATA_MAX_ENTRIES:
+            raise GatewayError(
+                Code.INVALID_VALUE, f"metadata may have {METADATA_MAX_ENTRIES} entries.", field="metadata"
+            )
+        await self._admission.admit(principal, "create", address)
+        entry = await self._upstream.create_conversation(
+            persona_id=persona.persona_id,
+            persona_version_id=persona.persona_version_id,
+            replacements=replacements,
+            metadata=metadata,
+            external_user_id=principal.external_user_id,
+        )
+        created_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        conversation = _owned_by(principal, alias, entry, created_at)
+        await self._store.put(principal.tenant.id, conversation)
+        return conversation
+
+    async def owned(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
+        """Return the record, without messages where it is cached; raises GatewayError(not_found)."""
+        found = await self._store.head(principal.tenant.id, conversation_id)
+        return self._checked(principal, found or await self._read_through(principal, conversation_id))
+
+    async def get(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
+        """Return the record with its transcript; raises GatewayError(not_found)."""
+        found = await self._store.get(principal.tenant.id, conversation_id)
+        return self._checked(principal, found or await self._read_through(principal, conversation_id))
+
+    async def list(self, principal: Principal, cursor: str | None, limit: int) -> tuple[list[Conversation], str | None]:
+        """Return a page of the principal's conversations, the latest used first, and the next page's cursor."""
+        ids, more = await self._store.list(principal.tenant.id, principal.user_hash, cursor, min(limit, PAGE_MAX))
+        found = await asyncio.gather(*(self._listed(principal, conversation_id) for conversation_id in ids))
+        return [conversation for conversation in found if conversation is not None], more
+
+    async def _listed(self, principal: Principal, conversation_id: ConversationId) -> Conversation | None:
+        try:
+            return await self.owned(principal, conversation_id)
+        except GatewayError as error:
+            if error.code is Code.NOT_FOUND:
+                return None  # deleted at the vendor since
+            raise
+
+    def _checked(self, principal: Principal, conversation: Conversation) -> Conversation:
+        allowed = principal.personas is None or conversation.persona in principal.personas
+        if conversation.owner != principal.user_hash or not allowed:
+            raise GatewayError(Code.NOT_FOUND)
+        return conversation
+
+    async def _read_through(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
+        """Bring a conversation from the vendor, once however many ask; only its owner's question is cached."""
+        key = (principal.external_user_id, conversation_id)
+        task = self._reads.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._read(principal, conversation_id))
+            self._reads[key] = task
+            task.add_done_callback(lambda _: self._reads.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def _read(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
+        await self._admission.admit(principal, "read", None)  # guessing ids must not spend the vendor's plan limit
+        entry = await self._upstream.read_conversation(conversation_id)
+        if entry is None or entry.is_deleted or entry.external_user_id != principal.external_user_id:
+            raise GatewayError(Code.NOT_FOUND)
+        alias = principal.tenant.persona_named(entry.persona_id)
+        if alias is None:
+            raise GatewayError(Code.NOT_FOUND)
+        conversation = _owned_by(principal, alias, entry, None)
+        await self._store.put(principal.tenant.id, conversation)
+        return conversation
+
+
+def _persona(principal: Principal, alias: str) -> Persona:
+    persona = principal.tenant.personas.get(alias)
+    if persona is None or (principal.personas is not None and alias not in principal.personas):
+        raise GatewayError(Code.PERSONA_UNKNOWN, field="persona")
+    return persona
+
+
+def _owned_by(principal: Principal, alias: str, entry: VendorConversation, created_at: str | None) -> Conversation:
+    first = entry.messages[0].created_at if entry.messages else None
+    return Conversation(
+        id=entry.id,
+        owner=principal.user_hash,
+        persona=alias,
+        status=entry.status,
+        name=entry.name,
+        created_at=created_at or first,
+        metadata=entry.metadata,
+        messages=entry.messages,
+        messages_unavailable=entry.messages_unavailable,
+    )
