@@ -1,0 +1,201 @@
+"""Wires one worker together: settings in, two aiohttp applications out. No decisions are made here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from gateway.core.errors import GatewayError
+from gateway.secret_files import SecretKeys
+from gateway.services.admission import Admission
+from gateway.services.auth import Auth, SessionRules, Signer
+from gateway.services.conversations import Conversations
+from gateway.services.feedback import FeedbackService
+from gateway.services.journal import Journal
+from gateway.services.recovery import Recovery
+from gateway.services.subscriptions import Subscriptions
+from gateway.services.turns import TurnRules, Turns
+from gateway.settings import Settings
+from gateway.store.conversations import RedisConversations
+from gateway.store.event_log import RedisEventLog
+from gateway.store.limiter import RedisLimiter
+from gateway.store.redis import Redis
+from gateway.store.tenants import RedisKeys
+from gateway.telemetry.metrics import Metrics
+from gateway.transports import conversations, middleware, ops, page, turns, websocket
+from gateway.transports.edge import EDGE, Edge, EdgeRules
+from gateway.upstream.client import HyperleapClient, UpstreamRules
+from gateway.upstream.observer import UpstreamObserver
+from gateway.upstream.pool import PoolSettings
+
+
+@dataclass(slots=True, kw_only=True)
+class Gateway:
+    """One worker's parts, from the store up to the doors. ``aclose`` after the turns have been drained."""
+
+    settings: Settings
+    redis: Redis
+    upstream: HyperleapClient
+    auth: Auth
+    conversations: Conversations
+    turns: Turns
+    metrics: Metrics
+    edge: Edge
+    public: web.Application
+    internal: web.Application
+    draining: bool = field(default=False)
+
+    async def readiness(self) -> dict[str, str]:
+        """What ``/readyz`` tells: every check ``ok``, or why new work should go elsewhere."""
+        checks = {"worker": "draining" if self.draining else "ok", "store": "ok"}
+        try:
+            await self.redis.call("PING")
+        except GatewayError as error:
+            checks["store"] = error.code
+        return checks
+
+    async def aclose(self) -> None:
+        await self.upstream.aclose()
+        await self.redis.aclose()
+
+
+def build(settings: Settings, *, redis_url: str, secrets: SecretKeys) -> Gateway:
+    """Build a worker. Opens no connection; raises SettingsError, ValueError or OSError for what cannot work."""
+    tenants = settings.tenant_values()
+    metrics = Metrics({tenant.id: list(tenant.personas) for tenant in tenants.values()})
+    redis = Redis(
+        redis_url,
+        timeout_s=settings.redis.timeout_s,
+        connections=settings.redis.connections,
+        observer=metrics.redis_called,
+    )
+    upstream = upstream_client(settings, metrics.upstream)
+    rules = settings.turns
+    log = RedisEventLog(
+        redis,
+        lease_s=rules.lease_s,
+        turn_timeout_s=settings.upstream.turn_timeout_s,
+        log_ttl_s=rules.log_ttl_s,
+        idempotency_ttl_s=rules.idempotency_ttl_s,
+        conversation_ttl_s=rules.conversation_ttl_s,
+    )
+    store = RedisConversations(redis, ttl_s=rules.conversation_ttl_s)
+    admission = Admission(RedisLimiter(redis), secrets.pepper, metrics)
+    auth = Auth(
+        tenants,
+        RedisKeys(redis),
+        pepper=secrets.pepper,
+        signer=Signer(secrets.signing_key, secrets.previous_signing_key),
+        rules=_session_rules(settings),
+    )
+    owned = Conversations(store, upstream, admission)
+    recovery = Recovery(log, store, metrics, answer_max_chars=rules.answer_max_chars)
+    running = Turns(
+        upstream=upstream,
+        log=log,
+        journal=Journal(log, interval_s=rules.append_interval_s, heartbeat_s=rules.heartbeat_s),
+        admission=admission,
+        conversations=owned,
+        recovery=recovery,
+        metrics=metrics,
+        rules=TurnRules(answer_max_chars=rules.answer_max_chars, message_max_chars=rules.message_max_chars),
+    )
+    edge = Edge(
+        auth=auth,
+        conversations=owned,
+        feedback=FeedbackService(owned, store, upstream, admission, metrics),
+        turns=running,
+        subscriptions=Subscriptions(turns=running, log=log, conversations=owned, recovery=recovery, metrics=metrics),
+        metrics=metrics,
+        rules=_edge_rules(settings),
+    )
+    gateway = Gateway(
+        settings=settings,
+        redis=redis,
+        upstream=upstream,
+        auth=auth,
+        conversations=owned,
+        turns=running,
+        metrics=metrics,
+        edge=edge,
+        public=public_app(edge, with_page=settings.server.page),
+        internal=web.Application(),
+    )
+    gateway.internal[ops.METRICS] = metrics
+    gateway.internal[ops.READINESS] = gateway
+    gateway.internal.add_routes(ops.routes)
+    return gateway
+
+
+def public_app(edge: Edge, *, with_page: bool) -> web.Application:
+    """Build the public application: every door, with the same middleware around all."""
+    app = web.Application(
+        middlewares=[middleware.observe, middleware.refuse], client_max_size=edge.rules.body_max_bytes
+    )
+    app[EDGE] = edge
+    app.on_response_prepare.append(middleware.prepare)
+    for door in (conversations, turns, websocket):
+        app.add_routes(door.routes)
+    if with_page:
+        app.add_routes(page.routes)
+    edge.metrics.know_routes(resource.canonical for resource in app.router.resources())
+    return app
+
+
+def upstream_client(settings: Settings, observer: UpstreamObserver | None) -> HyperleapClient:
+    """Build the vendor's client alone; raises SettingsError, ValueError or OSError."""
+    return HyperleapClient(_upstream_rules(settings), _pool_settings(settings), observer=observer)
+
+
+def _upstream_rules(settings: Settings) -> UpstreamRules:
+    upstream = settings.upstream
+    return UpstreamRules(
+        base_url=upstream.base_url,
+        api_key=upstream.key().reveal(),
+        auth_header=upstream.auth_header,
+        ca_file=upstream.ca_file,
+        queue_timeout_s=upstream.queue_timeout_s,
+        first_token_timeout_s=upstream.first_token_timeout_s,
+        between_tokens_timeout_s=upstream.between_tokens_timeout_s,
+        turn_timeout_s=upstream.turn_timeout_s,
+        call_timeout_s=upstream.call_timeout_s,
+        blob_hosts=frozenset(upstream.blob_hosts),
+    )
+
+
+def _pool_settings(settings: Settings) -> PoolSettings:
+    upstream = settings.upstream
+    return PoolSettings(
+        connect_timeout_s=upstream.connect_timeout_s,
+        max_connections=upstream.connections_max,
+        max_streams=upstream.streams_per_connection_max,
+        ping_interval_s=upstream.ping_interval_s,
+        ping_timeout_s=upstream.ping_timeout_s,
+        idle_timeout_s=upstream.idle_close_s,
+    )
+
+
+def _session_rules(settings: Settings) -> SessionRules:
+    sessions = settings.sessions
+    return SessionRules(
+        ttl_s=int(sessions.ttl_s),
+        ttl_min_s=int(sessions.ttl_min_s),
+        ttl_max_s=int(sessions.ttl_max_s),
+        token_max_bytes=sessions.token_max_bytes,
+        visitor_ttl_s=int(sessions.visitor_ttl_s),
+    )
+
+
+def _edge_rules(settings: Settings) -> EdgeRules:
+    return EdgeRules(
+        body_max_bytes=settings.server.body_max_bytes,
+        body_timeout_s=settings.server.body_timeout_s,
+        keepalive_s=settings.streams.keepalive_s,
+        reader_lag_s=settings.streams.reader_lag_s,
+        retry_ms=settings.streams.retry_ms,
+        subscriptions_max=settings.websocket.subscriptions_max,
+        commands_per_s=settings.websocket.commands_per_s,
+        frame_max_bytes=settings.websocket.frame_max_bytes,
+        auth_timeout_s=settings.websocket.auth_timeout_s,
+    )

@@ -1,0 +1,63 @@
+"""``hyperleap-gateway check``: what is set, and whether Redis and the upstream can be reached. Spends no call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.core.errors import GatewayError
+from gateway.settings import Settings
+from gateway.store.embedded import find_servers
+from gateway.store.redis import Redis, text
+from gateway.upstream.client import HyperleapClient
+from gateway.upstream.errors import ConnectFailed
+
+REDIS_FLOOR = (7, 0)
+VALKEY_FLOOR = (7, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    ok: bool
+    words: str
+
+
+async def check_store(settings: Settings) -> Finding:
+    """Ask the Redis that would be used for its version, or say which server would be started."""
+    if settings.redis.url is None:
+        servers = find_servers()
+        if not servers:
+            return Finding("store", False, 'no server to embed: pip install "hyperleap-gateway[embedded]"')
+        return Finding("store", True, f"embedded {servers[0]}")
+    redis = Redis(settings.redis.url.reveal(), timeout_s=settings.redis.timeout_s, connections=1)
+    try:
+        facts = await redis.server_facts()
+    except GatewayError as error:
+        return Finding("store", False, f"{settings.redis.address()}: {error.detail}")
+    finally:
+        await redis.aclose()
+    name = "Valkey" if "valkey_version" in facts else "Redis"
+    version = facts.get("valkey_version") or facts.get("redis_version", "0")
+    floor = VALKEY_FLOOR if name == "Valkey" else REDIS_FLOOR
+    known = tuple(int(part) for part in (text(version) or "0").split(".")[:2])
+    words = f"{name} {version} at {settings.redis.address()}"
+    if known < floor:
+        return Finding("store", False, f"{words}: needs at least {'.'.join(map(str, floor))}")
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        return Finding("store", False, f"{words}: maxmemory-policy is {policy}; logs could vanish, set noeviction")
+    return Finding("store", True, words)
+
+
+async def check_upstream(client: HyperleapClient, base_url: str) -> Finding:
+    """Connect, shake hands and leave again."""
+    try:
+        facts = await client.probe()
+    except ConnectFailed as error:
+        return Finding("upstream", False, f"{base_url}: {error}")
+    how = f"{facts.tls_version}, ALPN {facts.alpn}" if facts.tls_version else "no TLS, HTTP/2 by prior knowledge"
+    streams = facts.max_concurrent_streams
+    limit = f"{streams} streams a connection" if streams is not None else "no stream limit"
+    return Finding("upstream", True, f"{base_url}: {how}, {limit}, {facts.connect_s * 1000:.0f} ms")

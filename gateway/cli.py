@@ -1,0 +1,213 @@
+"""The command line: ``serve``, ``demo``, ``check``, ``simulate``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from gateway import __version__
+from gateway.simulator.command import simulate
+
+T = TypeVar("T")
+
+CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="TOML file with settings (GATEWAY_CONFIG).",
+)
+PORT = click.option("--port", type=click.IntRange(0, 65535), help="Public port; 0 picks a free one.")
+INTERNAL_PORT = click.option(
+    "--internal-port", type=click.IntRange(0, 65535), help="Internal port; 0 picks a free one."
+)
+REDIS_URL = click.option("--redis-url", help="Use this Redis or Valkey instead of the embedded one.")
+ENV_FILE = click.option(
+    "--env-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write URLs and fresh keys there as shell variables once the gateway is ready.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hyperleap-gateway")
+def main() -> None:
+    """Hyperleap chat for browsers and apps, with the API key kept on the server."""
+
+
+@main.command()
+@CONFIG
+@PORT
+@INTERNAL_PORT
+@REDIS_URL
+@ENV_FILE
+def serve(
+    config: Path | None, port: int | None, internal_port: int | None, redis_url: str | None, env_file: Path | None
+) -> None:
+    """Run a gateway in front of Hyperleap.
+
+    Needs HYPERLEAP_API_KEY (or HYPERLEAP_API_KEY_FILE) and, without a [tenants] table, HYPERLEAP_PERSONA_ID.
+    """
+    from gateway import lifecycle
+
+    settings = _load(config, os.environ, _overrides(port, internal_port, redis_url))
+
+    async def on_ready(ready: lifecycle.Ready) -> None:
+        if env_file is not None:
+            lifecycle.write_env_file(env_file, lifecycle.env_facts(ready))
+        click.echo(f"hyperleap-gateway {__version__} on {ready.url} (internal: {ready.internal_url})")
+        if env_file is not None:
+            click.echo(f"URLs and keys are in {env_file}")
+            return
+        for minted in ready.keys:
+            click.echo(f"\nKeys of tenant {minted.tenant}, shown this once:")
+            click.echo(f"  secret key       {minted.secret_key}")
+            click.echo(f"  publishable key  {minted.publishable_key}")
+
+    _run(lifecycle.serve(settings, on_ready=on_ready, fresh_keys=env_file is not None))
+
+
+@main.command()
+@CONFIG
+@PORT
+@INTERNAL_PORT
+@REDIS_URL
+@ENV_FILE
+@click.option("--rate", type=click.FloatRange(0), help="Items a second that the stand-in streams.")
+@click.option("--fault", "faults", multiple=True, help="Make the stand-in misbehave; see `simulate --list-faults`.")
+def demo(
+    config: Path | None,
+    port: int | None,
+    internal_port: int | None,
+    redis_url: str | None,
+    env_file: Path | None,
+    rate: float | None,
+    faults: tuple[str, ...],
+) -> None:
+    """Try it all on this machine: a stand-in Hyperleap, a store, the gateway and a chat page."""
+    from gateway import demo as parts
+    from gateway import lifecycle
+
+    arguments = (*(() if rate is None else ("--rate", str(rate))), *(f"--fault={fault}" for fault in faults))
+    # A key for the real Hyperleap that happens to be set is left alone: the demo never calls out.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("HYPERLEAP_")}
+    overrides = _overrides(port, internal_port, redis_url)
+    base = _load(config, environ, overrides | {"upstream.api_key": "unused", "upstream.persona_id": parts.PERSONA_ID})
+    data_dir = base.server.data_dir / "demo"
+
+    async def run() -> None:
+        async with parts.simulator(data_dir, arguments) as stand_in:
+            settings = _load(
+                config,
+                environ,
+                overrides
+                | {
+                    "server.data_dir": data_dir,
+                    "upstream.base_url": stand_in.url,
+                    "upstream.ca_file": stand_in.ca_file,
+                    "upstream.api_key": stand_in.api_key,
+                    "upstream.persona_id": parts.PERSONA_ID,
+                    "default_tenant.anonymous": True,
+                },
+            )
+            await lifecycle.serve(
+                settings,
+                on_ready=lambda ready: parts.show(ready, stand_in, env_file),
+                made_secrets=True,
+                fresh_keys=True,
+            )
+
+    _run(run())
+
+
+@main.command()
+@CONFIG
+@REDIS_URL
+def check(config: Path | None, redis_url: str | None) -> None:
+    """Validate the settings, print them without secrets, and try Redis and the upstream's TLS."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gateway import check as checks
+    from gateway.app import upstream_client
+
+    settings = _load(config, os.environ, _overrides(None, None, redis_url))
+    settings.tenant_values()
+    console = Console(highlight=False)
+    table = Table("setting", "value", title="Effective settings", title_justify="left", box=None)
+    for key, value in _flat(settings.effective(), ""):
+        table.add_row(key, value)
+    console.print(table)
+
+    async def run() -> list[checks.Finding]:
+        client = upstream_client(settings, None)
+        try:
+            return [
+                await checks.check_store(settings),
+                await checks.check_upstream(client, settings.upstream.base_url),
+            ]
+        finally:
+            await client.aclose()
+
+    findings = _run(run())
+    console.print()
+    for finding in findings:
+        console.print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.words}", markup=False)
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+main.add_command(simulate)
+
+
+def _overrides(port: int | None, internal_port: int | None, redis_url: str | None) -> dict[str, object]:
+    return {"server.port": port, "server.internal_port": internal_port, "redis.url": redis_url}
+
+
+def _load(config: Path | None, environ: Any, overrides: dict[str, object]) -> Any:
+    from gateway.settings import SettingsError, load
+    from gateway.telemetry.logging import configure
+
+    try:
+        settings = load(config, environ, overrides)
+        configure(settings.logging, secrets=[settings.upstream.key()])
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    return settings
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, "–" if value in (None, [], {}) else str(value)))
+    return rows
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run the work on uvloop where it exists, and say in one line what ended it."""
+    from gateway.core.errors import GatewayError
+    from gateway.settings import SettingsError
+    from gateway.store.embedded import EmbeddedError
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(work)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    except (GatewayError, EmbeddedError, OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:  # Windows, PyPy
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop

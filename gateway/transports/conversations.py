@@ -1,0 +1,97 @@
+"""HTTP doors to sessions, conversations and feedback."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.core.errors import Code, GatewayError
+from gateway.protocol.native import CreateConversation, GiveFeedback, OpenSession, conversation_body
+from gateway.transports.edge import (
+    EDGE,
+    address_of,
+    bearer,
+    conversation_id_of,
+    json_answer,
+    message_id_of,
+    origin_of,
+    principal_of,
+    read_body,
+)
+
+routes = web.RouteTableDef()
+
+
+@routes.post("/v1/sessions")
+async def open_session(request: web.Request) -> web.Response:
+    credential = bearer(request)
+    body = await read_body(request, OpenSession)
+    session = await request.app[EDGE].auth.open_session(
+        credential,
+        origin_of(request),
+        user_id=body.user_id,
+        ttl_s=body.ttl_s,
+        personas=body.personas,
+        origins=body.origins,
+        visitor_id=body.visitor_id,
+    )
+    answer = {"token": session.token, "expires_at": session.expires_at, "user_id": session.user_id}
+    if session.visitor_id is not None:
+        answer["visitor_id"] = session.visitor_id
+    return json_answer(answer, status=201)
+
+
+@routes.post("/v1/conversations")
+async def create(request: web.Request) -> web.Response:
+    principal = principal_of(request)
+    body = await read_body(request, CreateConversation)
+    conversation = await request.app[EDGE].conversations.create(
+        principal,
+        alias=body.persona,
+        replacements=body.replacements,
+        metadata=body.metadata,
+        address=address_of(request),
+    )
+    location = f"/v1/conversations/{conversation.id}"
+    return json_answer(conversation_body(conversation), status=201, headers={"Location": location})
+
+
+@routes.get("/v1/conversations")
+async def list_(request: web.Request) -> web.Response:
+    principal = principal_of(request)
+    limit = request.query.get("limit", "20")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= 100):
+        raise GatewayError(Code.INVALID_VALUE, "limit lies between 1 and 100.", field="limit")
+    found, more = await request.app[EDGE].conversations.list(principal, request.query.get("cursor"), int(limit))
+    data = [conversation_body(conversation) for conversation in found]
+    for entry in data:
+        del entry["messages"]  # a list tells of conversations, not what was said in them
+    return json_answer({"data": data, "next_cursor": more})
+
+
+@routes.get("/v1/conversations/{conversation_id}")
+async def get(request: web.Request) -> web.Response:
+    principal = principal_of(request)
+    edge = request.app[EDGE]
+    conversation_id = conversation_id_of(request)
+    conversation = await edge.conversations.get(principal, conversation_id)
+    body = conversation_body(conversation)
+    body["active_turn_id"] = await edge.subscriptions.active_turn(principal, conversation_id)
+    return json_answer(body)
+
+
+@routes.put("/v1/conversations/{conversation_id}/messages/{message_id}/feedback")
+async def give_feedback(request: web.Request) -> web.Response:
+    principal = principal_of(request)
+    conversation_id, message_id = conversation_id_of(request), message_id_of(request)
+    body = await read_body(request, GiveFeedback)
+    feedback = await request.app[EDGE].feedback.give(
+        principal,
+        conversation_id,
+        message_id,
+        score=body.score,
+        comments=body.comments,
+        tags=body.tags,
+        confidence=body.confidence,
+        address=address_of(request),
+    )
+    return json_answer(feedback)

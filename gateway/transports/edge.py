@@ -1,0 +1,162 @@
+"""What every door shares: the services behind it, and how a request is read and refused."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+from aiohttp import hdrs, web
+
+from gateway.core.conversation import ConversationId
+from gateway.core.errors import Code, GatewayError
+from gateway.core.events import EventId
+from gateway.core.identity import Principal
+from gateway.core.turn import TurnId
+from gateway.protocol.native import decode_body, encode_json
+from gateway.services.auth import Auth
+from gateway.services.conversations import Conversations
+from gateway.services.feedback import FeedbackService
+from gateway.services.subscriptions import Subscriptions
+from gateway.services.turns import Turns
+from gateway.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+
+UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
+PRINCIPAL: Final = web.RequestKey("principal", Principal)
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+DECLARED_PROBLEM: Final = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeRules:
+    """Bounds that the doors keep."""
+
+    body_max_bytes: int = 1_048_576
+    body_timeout_s: float = 30.0
+    keepalive_s: float = 15.0
+    reader_lag_s: float = 30.0
+    retry_ms: int = 2000
+    subscriptions_max: int = 64
+    commands_per_s: float = 20.0
+    frame_max_bytes: int = 65_536
+    auth_timeout_s: float = 10.0
+
+
+class Closable(Protocol):
+    """An open connection that the edge ends when the gateway shuts down."""
+
+    async def shut(self) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Edge:
+    """The services that doors call, one call each, and the connections that are open."""
+
+    auth: Auth
+    conversations: Conversations
+    feedback: FeedbackService
+    turns: Turns
+    subscriptions: Subscriptions
+    metrics: Metrics
+    rules: EdgeRules
+    open: set[Closable] = field(default_factory=set)
+
+
+EDGE: Final = web.AppKey("edge", Edge)
+
+
+def bearer(request: web.Request) -> str:
+    """Return the one bearer credential; raises GatewayError(credential_missing | credential_invalid)."""
+    values = request.headers.getall(hdrs.AUTHORIZATION, [])
+    if not values:
+        raise GatewayError(Code.CREDENTIAL_MISSING, "Send `Authorization: Bearer <token>`.")
+    scheme, _, credential = values[0].partition(" ")
+    if len(values) > 1 or scheme.lower() != "bearer" or not credential.strip():
+        raise GatewayError(Code.CREDENTIAL_INVALID, "Send one `Authorization: Bearer <token>` header.")
+    return credential.strip()
+
+
+def origin_of(request: web.Request) -> str | None:
+    return request.headers.get(hdrs.ORIGIN)
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Prove who asks; what answers may show follows from it (CORS). Raises GatewayError."""
+    principal = request.app[EDGE].auth.principal(bearer(request), origin_of(request))
+    request[PRINCIPAL] = principal
+    return principal
+
+
+def address_of(request: web.Request) -> str:
+    return request.remote or "unknown"
+
+
+async def read_body(request: web.Request, body_type: type[T]) -> T:
+    """Read a JSON body of a declared, bounded length.
+
+    Raises GatewayError: unsupported_media_type, length_required, body_too_large, malformed_json and the
+    codes of a body that does not fit.
+    """
+    rules = request.app[EDGE].rules
+    content_type = request.content_type
+    if request.headers.get(hdrs.CONTENT_TYPE) and not (
+        content_type in ("application/json", "text/json") or content_type.endswith("+json")
+    ):
+        raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE)
+    if request.content_length is None:
+        raise GatewayError(Code.LENGTH_REQUIRED, "Send a Content-Length header.")
+    if request.content_length > rules.body_max_bytes:
+        raise GatewayError(Code.BODY_TOO_LARGE, f"A body may have {rules.body_max_bytes} bytes.")
+    try:
+        async with asyncio.timeout(rules.body_timeout_s):
+            data = await request.read()
+    except TimeoutError:
+        raise GatewayError(Code.MALFORMED_JSON, "The body did not arrive in time.") from None
+    return decode_body(data, body_type)
+
+
+def conversation_id_of(request: web.Request) -> ConversationId:
+    return ConversationId(_uuid(request.match_info["conversation_id"], "conversation_id"))
+
+
+def turn_id_of(request: web.Request) -> TurnId:
+    return TurnId(_uuid(request.match_info["turn_id"], "turn_id"))
+
+
+def message_id_of(request: web.Request) -> str:
+    return _uuid(request.match_info["message_id"], "message_id")
+
+
+def _uuid(value: str, name: str) -> str:
+    value = value.lower()
+    if UUID.fullmatch(value) is None:
+        raise GatewayError(Code.INVALID_ID, field=name)
+    return value
+
+
+def checked_uuid(value: str, name: str) -> str:
+    """Check an id that came in a frame; raises GatewayError(invalid_id)."""
+    return _uuid(value, name)
+
+
+def cursor_of(request: web.Request) -> EventId | None:
+    """Return the cursor: ``Last-Event-ID`` first (a reconnecting EventSource repeats its URL), else ``?after=``."""
+    header = request.headers.get("Last-Event-ID")
+    if header:
+        return EventId.parse(header, field="Last-Event-ID")
+    query = request.query.get("after")
+    return EventId.parse(query, field="after") if query else None
+
+
+def json_answer(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Answer JSON that no cache keeps."""
+    return web.Response(
+        body=encode_json(body),
+        status=status,
+        content_type="application/json",
+        headers={hdrs.CACHE_CONTROL: "no-store", **(headers or {})},
+    )

@@ -1,0 +1,149 @@
+"""Around every request: its id, its errors as problem documents, CORS on every answer, one log line, one metric."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from typing import Final
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from gateway.core.errors import Code, GatewayError
+from gateway.protocol.native import encode_json, problem
+from gateway.telemetry.logging import REQUEST_ID as LOGGED_REQUEST_ID
+from gateway.telemetry.logging import event as log_event
+from gateway.transports.edge import DECLARED_PROBLEM, EDGE, PRINCIPAL, REQUEST_ID, origin_of
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+_TRACEPARENT: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})", re.ASCII)
+_TRACE: Final = web.RequestKey("trace", str)
+
+METHODS: Final = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
+REQUEST_HEADERS: Final = (
+    "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, x-request-id"
+)
+EXPOSED: Final = "location, preference-applied, retry-after, traceparent, x-request-id, x-turn-id"
+PREFLIGHT_MAX_AGE_S: Final = 600
+
+# What aiohttp itself refuses before or beside our handlers, in our terms.
+_STATUS: Final = {
+    404: Code.NOT_FOUND,
+    405: Code.METHOD_NOT_ALLOWED,
+    413: Code.BODY_TOO_LARGE,
+    415: Code.UNSUPPORTED_MEDIA_TYPE,
+    417: Code.EXPECTATION_FAILED,
+}
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request its id and trace, then count and log it once, when its answer is over."""
+    shown = request.headers.get("x-request-id", "")
+    request_id = shown if _REQUEST_ID.fullmatch(shown) else secrets.token_hex(8)
+    request[REQUEST_ID] = request_id
+    request[_TRACE] = _trace(request.headers.get("traceparent", ""))
+    token = LOGGED_REQUEST_ID.set(request_id)
+    started_s = time.perf_counter()
+    status = 499  # the client left; only logs and metrics see this number
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    finally:
+        seconds = time.perf_counter() - started_s
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "other"
+        request.app[EDGE].metrics.request_ended(route, request.method, status, seconds)
+        principal = request.get(PRINCIPAL)
+        log_event(
+            logger,
+            logging.INFO,
+            "request.ended",
+            method=request.method,
+            route=route,
+            status=status,
+            duration_s=round(seconds, 4),
+            tenant=principal.tenant.id if principal is not None else None,
+            user=principal.user_hash if principal is not None else None,
+        )
+        LOGGED_REQUEST_ID.reset(token)
+
+
+@web.middleware
+async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer preflights, and turn every error into a problem document. Internal errors tell nothing."""
+    if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+        return web.Response(status=204)
+    headers: dict[str, str] = {}
+    try:
+        return await handler(request)
+    except GatewayError as raised:
+        error = raised
+    except web.HTTPException as raised:
+        if raised.status < 400:
+            raise
+        error = GatewayError(_STATUS.get(raised.status, Code.INTERNAL if raised.status >= 500 else Code.INVALID_VALUE))
+        if hdrs.ALLOW in raised.headers:
+            headers[hdrs.ALLOW] = raised.headers[hdrs.ALLOW]
+    except ConnectionError:
+        raise
+    except Exception:
+        logger.exception("request.crashed")
+        error = GatewayError(Code.INTERNAL)
+    request.app[EDGE].metrics.error_sent(error.code)
+    return problem_response(request, error, headers)
+
+
+def problem_response(request: web.Request, error: GatewayError, headers: dict[str, str] | None = None) -> web.Response:
+    """Build the answer that tells an error (RFC 9457)."""
+    headers = dict(headers or {})
+    headers[hdrs.CACHE_CONTROL] = "no-store"
+    if error.retry_after_s is not None:
+        headers[hdrs.RETRY_AFTER] = str(max(1, -int(-error.retry_after_s // 1)))
+    if error.wire.http == 401:
+        headers[hdrs.WWW_AUTHENTICATE] = f'Bearer error="{error.code}"'
+    return web.Response(
+        body=encode_json(problem(error, request.get(REQUEST_ID))),
+        status=error.wire.http,
+        content_type=DECLARED_PROBLEM,
+        headers=headers,
+    )
+
+
+async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Put CORS and identity on every answer, streamed ones and errors too (they have no other chance)."""
+    headers = response.headers
+    headers["x-request-id"] = request.get(REQUEST_ID) or secrets.token_hex(8)
+    trace = request.get(_TRACE)
+    if trace is not None:
+        headers["traceparent"] = trace
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    if not isinstance(request, web.Request):
+        return
+    headers.add(hdrs.VARY, hdrs.ORIGIN)
+    origin = origin_of(request)
+    if origin is None:
+        return
+    auth = request.app[EDGE].auth
+    principal = request.get(PRINCIPAL)
+    allowed = auth.origin_known(origin) if principal is None else auth.origin_allowed(principal, origin)
+    if not allowed:
+        return
+    headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+    headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED
+    if request.method == hdrs.METH_OPTIONS:
+        headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = METHODS
+        headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = REQUEST_HEADERS
+        headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(PREFLIGHT_MAX_AGE_S)
+
+
+def _trace(shown: str) -> str:
+    """Continue the caller's trace with a span of our own, or begin one (W3C Trace Context)."""
+    match = _TRACEPARENT.fullmatch(shown)
+    trace_id, flags = (match[1], match[2]) if match else (secrets.token_hex(16), "00")
+    return f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"

@@ -1,0 +1,137 @@
+"""HTTP doors to turns: start, follow, resume, stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import hdrs, web
+
+from gateway.core.errors import GatewayError
+from gateway.core.events import Ending, TurnCompleted, TurnFailed, TurnStopped
+from gateway.core.identity import Principal
+from gateway.core.turn import StopReason, TurnId
+from gateway.protocol.native import StartTurn
+from gateway.services.live_log import Batch
+from gateway.transports.edge import (
+    EDGE,
+    address_of,
+    conversation_id_of,
+    cursor_of,
+    json_answer,
+    principal_of,
+    read_body,
+    turn_id_of,
+)
+from gateway.transports.sse import SseStream
+
+routes = web.RouteTableDef()
+
+
+@routes.post("/v1/conversations/{conversation_id}/turns")
+async def start(request: web.Request) -> web.StreamResponse:
+    """Start a turn; stream it, wait for it, or (``Prefer: respond-async``) leave it to be followed."""
+    principal = principal_of(request)
+    conversation_id = conversation_id_of(request)
+    body = await read_body(request, StartTurn)
+    started = await request.app[EDGE].turns.start(
+        principal,
+        conversation_id,
+        body.message,
+        idempotency_key=request.headers.get("Idempotency-Key"),
+        address=address_of(request),
+    )
+    if "respond-async" in request.headers.get("Prefer", ""):
+        return json_answer(
+            {"turn_id": started.turn_id, "conversation_id": conversation_id},
+            status=202,
+            headers={
+                hdrs.LOCATION: f"/v1/turns/{started.turn_id}/events",
+                "Preference-Applied": "respond-async",
+                "x-turn-id": started.turn_id,
+            },
+        )
+    if "text/event-stream" in request.headers.get(hdrs.ACCEPT, ""):
+        return await _follow(request, principal, started.turn_id)
+    return await _wait(request, principal, started.turn_id)
+
+
+@routes.get("/v1/turns/{turn_id}/events")
+async def follow_turn(request: web.Request) -> web.StreamResponse:
+    principal = principal_of(request)
+    return await _follow(request, principal, turn_id_of(request))
+
+
+@routes.get("/v1/conversations/{conversation_id}/events")
+async def follow_conversation(request: web.Request) -> web.StreamResponse:
+    """Follow the turn that the cursor is of, else the active one; 204 when there is neither."""
+    principal = principal_of(request)
+    conversation_id = conversation_id_of(request)
+    active = await request.app[EDGE].subscriptions.active_turn(principal, conversation_id)
+    cursor = cursor_of(request)
+    if cursor is not None:
+        return await _follow(request, principal, cursor.turn_id)
+    if active is None:
+        return web.Response(status=204)
+    return await _follow(request, principal, active)
+
+
+@routes.post("/v1/turns/{turn_id}/stop")
+async def stop(request: web.Request) -> web.Response:
+    principal = principal_of(request)
+    turn_id = turn_id_of(request)
+    state = await request.app[EDGE].turns.stop(principal, turn_id, StopReason.USER)
+    return json_answer({"turn_id": turn_id, "state": state})
+
+
+async def _follow(request: web.Request, principal: Principal, turn_id: TurnId) -> web.StreamResponse:
+    edge = request.app[EDGE]
+    cursor = cursor_of(request) if request.method == hdrs.METH_GET else None
+    subscription = await edge.subscriptions.open(principal, turn_id, cursor)
+    if subscription is None:
+        return web.Response(status=204)  # the ending was delivered: an EventSource stops reconnecting
+    if cursor is not None:
+        edge.metrics.resumed("sse", 0)
+    return await SseStream(request, turn_id).deliver(subscription)
+
+
+class _Collector:
+    """A Sink that keeps only the ending."""
+
+    def __init__(self) -> None:
+        self.ending: Ending | None = None
+
+    def push(self, batch: Batch, /) -> bool:
+        if batch.ends:
+            last = batch.entries[-1].event
+            assert isinstance(last, TurnCompleted | TurnStopped | TurnFailed)
+            self.ending = last
+        return True
+
+    async def write(self, batch: Batch, /) -> None:
+        self.push(batch)
+
+    async def drain(self) -> None:
+        return None
+
+
+async def _wait(request: web.Request, principal: Principal, turn_id: TurnId) -> web.Response:
+    """Answer with the ending; a turn that failed is told with its error's status, its partial text beside it."""
+    subscription = await request.app[EDGE].subscriptions.open(principal, turn_id, None)
+    collector = _Collector()
+    if subscription is not None:
+        await subscription.deliver(collector)
+    ending = collector.ending
+    if ending is None:
+        raise AssertionError("a log was delivered to its end without an ending")
+    told: dict[str, Any] = {"turn_id": turn_id, "event": ending.name, **msgspec.to_builtins(ending)}
+    if isinstance(ending, TurnFailed):
+        error = ending.error
+        raise GatewayError(
+            error.code,
+            error.detail,
+            retry_after_s=error.retry_after_s,
+            vendor_status=error.vendor_status,
+            extra={"turn_id": turn_id, "text": ending.text, "usage": told["usage"], "message_id": ending.message_id},
+        )
+    return json_answer(told, headers={"x-turn-id": turn_id})

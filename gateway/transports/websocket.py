@@ -1,0 +1,370 @@
+"""The WebSocket door: many turns and conversations over one socket, the same events and cursors as over SSE.
+
+Event frames are built once for all readers and written straight to the connection; answers to commands go
+through aiohttp. Refusals come after the upgrade, with a close code that page script can read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Final, assert_never
+
+from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+
+from gateway.core.conversation import ConversationId
+from gateway.core.errors import Code, GatewayError
+from gateway.core.events import Entry, EventId
+from gateway.core.identity import Principal
+from gateway.core.limits import gcra
+from gateway.core.turn import StopReason, TurnId
+from gateway.protocol.native import (
+    AuthCommand,
+    Command,
+    PingCommand,
+    RefreshCommand,
+    StartCommand,
+    StopCommand,
+    SubscribeCommand,
+    UnsubscribeCommand,
+    decode_command,
+    encode_frame,
+    encode_json,
+    problem,
+    text_frame,
+)
+from gateway.services.live_log import Batch
+from gateway.services.subscriptions import Subscription
+from gateway.services.turns import Turn
+from gateway.telemetry.logging import event as log_event
+from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, address_of, checked_uuid, origin_of
+from gateway.transports.sse import HIGH_WATER_BYTES
+
+logger = logging.getLogger(__name__)
+routes = web.RouteTableDef()
+
+SUBPROTOCOL: Final = "hyperleap.chat.v1"
+TOKEN_ENTRY: Final = "hgt."  # a second subprotocol entry that carries the token, never echoed
+
+
+@routes.get("/v1/ws")
+async def connect(request: web.Request) -> web.StreamResponse:
+    """Upgrade, then serve commands until the socket closes."""
+    return await Socket(request).serve()
+
+
+def encode_frames(turn_id: str, conversation_id: str, entries: Sequence[Entry]) -> bytes:
+    """Encode entries as WebSocket frames, one an entry."""
+    return b"".join([text_frame(encode_frame(turn_id, conversation_id, entry)) for entry in entries])
+
+
+class _SocketSink:
+    """A Sink that writes one turn's frames to a socket shared with others."""
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+
+    def push(self, batch: Batch, /) -> bool:
+        transport = self._socket.transport
+        if self._socket.closed or transport.is_closing():
+            return True
+        transport.write(batch.encoded(encode_frames))
+        return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
+
+    async def write(self, batch: Batch, /) -> None:
+        if self._socket.closed:
+            raise ConnectionResetError("socket closed")
+        self.push(batch)
+        await self.drain()
+
+    async def drain(self) -> None:
+        await self._socket.drain()
+
+
+class Socket:
+    """One WebSocket connection."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._edge = request.app[EDGE]
+        rules = self._edge.rules
+        self._ws = web.WebSocketResponse(
+            protocols=(SUBPROTOCOL,),
+            compress=False,  # frames are shared by readers; deflate would be a copy and a CPU share for each
+            max_msg_size=rules.frame_max_bytes,
+            heartbeat=rules.keepalive_s,
+            autoping=True,
+        )
+        self._principal: Principal | None = None
+        self._deliveries: dict[TurnId, asyncio.Task[None]] = {}
+        self._watched: set[ConversationId] = set()
+        self._expiry: asyncio.TimerHandle | None = None
+        self._arrival_s = 0.0
+
+    @property
+    def closed(self) -> bool:
+        return self._ws.closed
+
+    async def serve(self) -> web.WebSocketResponse:
+        await self._ws.prepare(self._request)
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError("client left during the upgrade")
+        self.transport: asyncio.WriteTransport = transport
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._edge.metrics.stream_opened("websocket")
+        self._edge.open.add(self)
+        try:
+            await self._authenticate()
+            async for message in self._ws:
+                if message.type is WSMsgType.TEXT:
+                    await self._take(message.data)
+                elif message.type is WSMsgType.BINARY:
+                    raise GatewayError(Code.FRAME_BINARY)
+        except GatewayError as error:
+            await self._refuse(error)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            logger.exception("socket.crashed")
+            await self._refuse(GatewayError(Code.INTERNAL))
+        finally:
+            self._edge.open.discard(self)
+            self._edge.metrics.stream_closed("websocket")
+            if self._expiry is not None:
+                self._expiry.cancel()
+            for conversation_id in self._watched:
+                self._edge.turns.unwatch(conversation_id, self._on_turn)
+            for delivery in self._deliveries.values():
+                delivery.cancel()
+        return self._ws
+
+    # --- who it is -----------------------------------------------------------------------------------------------
+
+    async def _authenticate(self) -> None:
+        """Take the token from the subprotocol entries or from the first frame; raises GatewayError."""
+        offered = self._request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "")
+        entries = [entry.strip() for entry in offered.split(",")]
+        token = next((entry[len(TOKEN_ENTRY) :] for entry in entries if entry.startswith(TOKEN_ENTRY)), None)
+        if token is not None:
+            self._admit(token)
+            return
+        rules = self._edge.rules
+        try:
+            async with asyncio.timeout(rules.auth_timeout_s):
+                message = await self._ws.receive()
+        except TimeoutError:
+            raise GatewayError(Code.AUTH_TIMEOUT) from None
+        if message.type is WSMsgType.BINARY:
+            raise GatewayError(Code.FRAME_BINARY)
+        if message.type is not WSMsgType.TEXT:
+            return  # closed; serve's loop ends at once
+        command = decode_command(message.data)
+        if not isinstance(command, AuthCommand):
+            raise GatewayError(Code.CREDENTIAL_MISSING, "The first frame must be `auth`.")
+        self._admit(command.token)
+        await self._ack(command.request_id, {})
+
+    def _admit(self, token: str) -> None:
+        principal = self._edge.auth.principal(token, origin_of(self._request))
+        known = self._principal
+        if known is not None and (known.tenant.id, known.user_hash) != (principal.tenant.id, principal.user_hash):
+            raise GatewayError(Code.FORBIDDEN, "A socket keeps its user; open another for another.")
+        self._principal = self._request[PRINCIPAL] = principal
+        if self._expiry is not None:
+            self._expiry.cancel()
+        life_s = max(0.0, principal.expires_at_s - time.time())
+        self._expiry = asyncio.get_running_loop().call_later(life_s, self._expire)
+
+    def _expire(self) -> None:
+        self._spawn_close(GatewayError(Code.TOKEN_EXPIRED))
+
+    def _spawn_close(self, error: GatewayError) -> None:
+        self._closing = asyncio.get_running_loop().create_task(self._refuse(error))
+
+    @property
+    def _user(self) -> Principal:
+        if self._principal is None:
+            raise AssertionError("commands are taken after authentication only")
+        return self._principal
+
+    # --- commands ------------------------------------------------------------------------------------------------
+
+    async def _take(self, frame: str) -> None:
+        """Carry out one command; its failure is told in an ``error`` frame and leaves the socket open."""
+        request_id: str | None = None
+        try:
+            self._pace()
+            command = decode_command(frame)
+            request_id = command.request_id
+            await self._carry_out(command)
+        except GatewayError as error:
+            if error.code is Code.COMMANDS_TOO_FAST or error.code is Code.INTERNAL:
+                raise
+            told = error.extra.pop("command_request_id", None)
+            await self._send_error(error, request_id or (told if isinstance(told, str) else None))
+
+    def _pace(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        rate = self._edge.rules.commands_per_s
+        arrival_s, wait_s = gcra(self._arrival_s, now_s, rate, 1.0)
+        if wait_s > 0:
+            raise GatewayError(
+                Code.COMMANDS_TOO_FAST, f"A socket may send {rate:g} commands a second.", retry_after_s=1
+            )
+        self._arrival_s = arrival_s
+
+    async def _carry_out(self, command: Command) -> None:
+        match command:
+            case StartCommand():
+                await self._start(command)
+            case SubscribeCommand():
+                await self._subscribe(command)
+            case UnsubscribeCommand():
+                self._unsubscribe(command)
+                await self._ack(command.request_id, {})
+            case StopCommand():
+                turn_id = TurnId(checked_uuid(command.turn_id, "turn_id"))
+                state = await self._edge.turns.stop(self._user, turn_id, StopReason.USER)
+                await self._ack(command.request_id, {"turn_id": turn_id, "state": state})
+            case PingCommand():
+                await self._send({"event": "pong", "request_id": command.request_id})
+            case RefreshCommand() | AuthCommand():
+                self._admit(command.token)
+                await self._ack(command.request_id, {})
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    async def _start(self, command: StartCommand) -> None:
+        self._check_room()
+        started = await self._edge.turns.start(
+            self._user,
+            _conversation(command.conversation_id),
+            command.message,
+            idempotency_key=command.client_message_id,
+            address=address_of(self._request),
+        )
+        await self._ack(command.request_id, {"turn_id": started.turn_id})
+        if started.turn_id not in self._deliveries:
+            await self._open(started.turn_id, None)
+
+    async def _subscribe(self, command: SubscribeCommand) -> None:
+        if (command.turn_id is None) is (command.conversation_id is None):
+            raise GatewayError(Code.INVALID_VALUE, "Name either a turn_id or a conversation_id.", field="turn_id")
+        self._check_room()
+        if command.turn_id is not None:
+            turn_id = TurnId(checked_uuid(command.turn_id, "turn_id"))
+            after = EventId.parse(command.after, field="after") if command.after else None
+            delivery = self._deliveries.pop(turn_id, None)
+            if delivery is not None:
+                delivery.cancel()  # a new cursor replaces the old one
+            subscription = await self._edge.subscriptions.open(self._user, turn_id, after)
+            await self._ack(command.request_id, {"turn_id": turn_id, "ended": subscription is None})
+            if subscription is not None:
+                self._deliver(subscription)
+                if after is not None:
+                    self._edge.metrics.resumed("websocket", 0)
+            return
+        conversation_id = _conversation(command.conversation_id or "")
+        active = await self._edge.subscriptions.active_turn(self._user, conversation_id)
+        if conversation_id not in self._watched:
+            self._watched.add(conversation_id)
+            self._edge.turns.watch(conversation_id, self._on_turn)
+        await self._ack(command.request_id, {"conversation_id": conversation_id, "turn_id": active})
+        if active is not None and active not in self._deliveries:
+            after = EventId.parse(command.after, field="after") if command.after else None
+            await self._open(active, after if after is not None and after.turn_id == active else None)
+
+    def _unsubscribe(self, command: UnsubscribeCommand) -> None:
+        if command.turn_id is not None:
+            delivery = self._deliveries.pop(TurnId(checked_uuid(command.turn_id, "turn_id")), None)
+            if delivery is not None:
+                delivery.cancel()
+        if command.conversation_id is not None:
+            conversation_id = _conversation(command.conversation_id)
+            self._watched.discard(conversation_id)
+            self._edge.turns.unwatch(conversation_id, self._on_turn)
+
+    def _check_room(self) -> None:
+        most = self._edge.rules.subscriptions_max
+        if len(self._deliveries) + len(self._watched) >= most:
+            raise GatewayError(Code.SUBSCRIPTIONS_EXCEEDED, f"A socket may hold {most} subscriptions.")
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def _on_turn(self, turn: Turn) -> None:
+        """A turn began in a watched conversation."""
+        if turn.turn_id not in self._deliveries and turn.conversation.owner == self._user.user_hash:
+            self._deliver(self._edge.subscriptions.join(self._user, turn))
+
+    async def _open(self, turn_id: TurnId, after: EventId | None) -> None:
+        subscription = await self._edge.subscriptions.open(self._user, turn_id, after)
+        if subscription is not None and turn_id not in self._deliveries:
+            self._deliver(subscription)
+
+    def _deliver(self, subscription: Subscription) -> None:
+        task = asyncio.get_running_loop().create_task(self._run_delivery(subscription))
+        self._deliveries[subscription.turn_id] = task
+
+    async def _run_delivery(self, subscription: Subscription) -> None:
+        turn_id = subscription.turn_id
+        try:
+            await subscription.deliver(_SocketSink(self))
+        except ConnectionError:
+            pass  # the read loop sees the same and ends
+        except GatewayError as error:
+            await self._send_error(error, None)
+        except Exception:
+            logger.exception("delivery.crashed")
+            self._spawn_close(GatewayError(Code.INTERNAL))
+        finally:
+            if self._deliveries.get(turn_id) is asyncio.current_task():
+                del self._deliveries[turn_id]
+
+    async def drain(self) -> None:
+        """Wait until the connection has room; abort it when it lags longer than allowed."""
+        try:
+            async with asyncio.timeout(self._edge.rules.reader_lag_s):
+                await self._request.writer.drain()
+        except TimeoutError:
+            self._edge.metrics.reader_lagged("websocket")
+            log_event(logger, logging.INFO, "reader.lagged", transport="websocket")
+            self.transport.abort()
+            raise ConnectionResetError("reader lagged") from None
+        if self.transport.is_closing():
+            raise ConnectionResetError("client left")
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    async def _ack(self, request_id: str | None, data: dict[str, Any]) -> None:
+        await self._send({"event": "ack", "request_id": request_id, "data": data})
+
+    async def _send_error(self, error: GatewayError, request_id: str | None) -> None:
+        self._edge.metrics.error_sent(error.code)
+        body = problem(error, self._request.get(REQUEST_ID))
+        await self._send({"event": "error", "request_id": request_id, "data": body})
+
+    async def _send(self, frame: dict[str, Any]) -> None:
+        if not self._ws.closed:
+            await self._ws.send_frame(encode_json(frame), WSMsgType.TEXT)
+
+    async def _refuse(self, error: GatewayError) -> None:
+        """Say why in a frame, then close with the code that the error table gives."""
+        if self._ws.closed:
+            return
+        error.extra.pop("command_request_id", None)
+        try:
+            await self._send_error(error, None)
+            await self._ws.close(code=error.wire.ws_close, message=error.code.encode())
+        except ConnectionError:
+            pass
+
+    async def shut(self) -> None:
+        """Ask the client to reconnect: this gateway is going away (1012)."""
+        await self._ws.close(code=WSCloseCode.SERVICE_RESTART, message=b"draining")
+
+
+def _conversation(value: str) -> ConversationId:
+    return ConversationId(checked_uuid(value, "conversation_id"))
