@@ -71,7 +71,9 @@ def text_frame(payload: bytes) -> bytes:
 
 # --- errors -------------------------------------------------------------------------------------------------------
 
-PROBLEM_BASE: Final = "https://hyperleap-gateway.dev/errors#"
+PROBLEM_BASE: Final = (
+    "/docs/errors#"  # a relative reference (RFC 9457 section 3.1.1): the gateway serves the page itself
+)
 
 
 def problem(error: GatewayError, request_id: str | None) -> dict[str, Any]:
