@@ -66,7 +66,7 @@ def _answer(message: str, directives: Directives) -> Answer:
     text = "".join(words)
     return Answer(
         text=text,
-        deltas=_deltas(words, dice),
+        deltas=tuple(words) if directives.clock else _deltas(words, dice),
         prompt_tokens=PROMPT_OVERHEAD_TOKENS + len(tokens(message)),
         completion_tokens=len(words),
         citations=_citations(directives, dice),

@@ -9,6 +9,7 @@
 | ``#echo`` | the answer is the message without its directives, character for character |
 | ``#citations`` or ``#citations=3`` | citations on the last item, that many |
 | ``#raw`` | non-ASCII as plain UTF-8, not escaped |
+| ``#clock`` | each delta is ``<number>@<ns> ``: counted from 0, and the monotonic clock at sending (for benchmarks) |
 | ``#fault=stall:5`` | a fault for this chat alone (may be repeated) |
 
 A word counts only with white space or an end of the message on both sides; anything else after a ``#`` is text.
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 from gateway.simulator.faults import CONNECTION_FAULTS, Fault, parse_fault
 
-_WORD = re.compile(r"(?<!\S)#(tokens|rate|delay|seed|echo|citations|raw|fault)(?:=(\S+))?(?!\S)")
+_WORD = re.compile(r"(?<!\S)#(tokens|rate|delay|seed|echo|citations|raw|clock|fault)(?:=(\S+))?(?!\S)")
 MAX_TOKENS = 200_000
 MAX_CITATIONS = 20
 
@@ -39,6 +40,7 @@ class Directives:
     echo: bool = False
     citations: int | None = None
     raw_utf8: bool | None = None
+    clock: bool = False
     faults: tuple[Fault, ...] = ()
 
 
@@ -67,6 +69,7 @@ def read_directives(message: str) -> Directives:
         if "citations" in found and found["citations"] is None
         else _whole(found, "citations", 0, MAX_CITATIONS),
         raw_utf8=True if "raw" in found else None,
+        clock="clock" in found,
         faults=tuple(faults),
     )
 

@@ -143,7 +143,7 @@ class Run:
         exchange = self._exchange
         match act:
             case Act.END:
-                self._store(self._script.text, self._script.completion_tokens)
+                self._store("".join(self._sent_text), self._script.completion_tokens)
                 self._end("finished")
                 exchange.end()
             case Act.END_SHORT:

@@ -137,9 +137,13 @@ class Script:
         tail = delta_tail(self.message_id, self.run_id)
         extra = self.faults.get(FaultName.EXTRA_ROLE)
         extra_at = extra.position(self.items) if extra else -1
+        clock = self.answer.directives.clock
         for number, (encoded, delta) in enumerate(zip(self.encoded, self.deltas, strict=True)):
             if number == extra_at:
                 yield from self._extras()
+            if clock:  # made when the run asks for the step, just before it writes it
+                delta = f"{number}@{time.monotonic_ns()} "
+                encoded = b'"%b"' % delta.encode()
             yield DELTA_HEAD + encoded + tail, delta or "", False
         if extra_at == len(self.deltas):
             yield from self._extras()
