@@ -279,9 +279,9 @@ class LoggingSettings(Section, frozen=True, kw_only=True):
 class TurnsPerMinute(Section, frozen=True, kw_only=True):
     """The plain cap on turns a minute."""
 
-    tenant: Annotated[Count, doc("Turns a minute of the whole tenant")] = 600
-    user: Annotated[Count, doc("Turns a minute of one user")] = 30
-    address: Annotated[Count, doc("Turns a minute from one client address")] = 60
+    tenant: Annotated[Count, doc("Turns a minute of the whole tenant")] = 6000
+    user: Annotated[Count, doc("Turns a minute of one user")] = 60
+    address: Annotated[Count, doc("Turns a minute from one client address")] = 600
 
 
 class PersonaSettings(Section, frozen=True, kw_only=True):

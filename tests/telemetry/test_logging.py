@@ -1,0 +1,271 @@
+"""Logs: one event a line with its facts and ids, and no credential whatever is logged."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.options import LoggingSettings, Secret
+from gateway.telemetry.logging import QUIET, Redactor, Throttle, bound, configure, event, throttled
+
+logger = logging.getLogger("gateway.test")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in QUIET}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, old in levels.items():
+        logging.getLogger(name).setLevel(old)
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    stream = io.StringIO()
+    configure(LoggingSettings(level="info"), secrets=[Secret("hl-vendor-key")], stream=stream)
+    return stream
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_event_is_one_json_line(stream: io.StringIO) -> None:
+    """An event has time in UTC, level, name and its fields, all on one line."""
+    event(logger, logging.INFO, "turn.ended", tenant="acme", duration_s=1.5, text="a\nb", tags={"x"}, level="high")
+    (line,) = lines(stream)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("ts"))
+    assert line == {
+        "level": "info",
+        "logger": "gateway.test",
+        "event": "turn.ended",
+        "tenant": "acme",
+        "duration_s": 1.5,
+        "text": "a\nb",
+        "tags": ["x"],
+        "level_": "high",
+    }
+
+
+def test_event_below_the_level_is_not_logged(stream: io.StringIO) -> None:
+    """The level of the settings holds, and chatty libraries need a warning to be heard."""
+    event(logger, logging.DEBUG, "turn.ended")
+    logging.getLogger("httpx").info("HTTP Request: POST")
+    logging.getLogger("httpx").warning("odd")
+    assert [line["event"] for line in lines(stream)] == ["odd"]
+
+
+def test_configure_twice_logs_once(stream: io.StringIO) -> None:
+    """A second configuration replaces the first."""
+    other = io.StringIO()
+    configure(LoggingSettings(), stream=other)
+    event(logger, logging.INFO, "turn.ended")
+    assert stream.getvalue() == ""
+    assert len(lines(other)) == 1
+
+
+async def test_ids_are_attached_to_everything_inside(stream: io.StringIO) -> None:
+    """Request and turn ids follow into tasks started inside, do not mix, and end with the block."""
+
+    async def work(request_id: str) -> None:
+        with bound(request_id=request_id):
+            await asyncio.sleep(0)
+            with bound(turn_id=f"turn-of-{request_id}"):
+                await asyncio.create_task(log())
+            event(logger, logging.INFO, "after", of=request_id)
+
+    async def log() -> None:
+        event(logger, logging.INFO, "inside")
+
+    await asyncio.gather(work("r1"), work("r2"))
+    event(logger, logging.INFO, "outside")
+    seen = lines(stream)
+    assert {(line["request_id"], line["turn_id"]) for line in seen if line["event"] == "inside"} == {
+        ("r1", "turn-of-r1"),
+        ("r2", "turn-of-r2"),
+    }
+    assert all(line["request_id"] == line["of"] and "turn_id" not in line for line in seen if line["event"] == "after")
+    assert "request_id" not in seen[-1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bad token hgt_eyJhbGciOi.SECRET.x-_y=",
+        "hgs_acme.k1.SECRET",
+        "hgp_acme.k1.SECRET and hgv_SECRET",
+        "X-HL-API-Key: SECRET",
+        "{'x-hl-api-key': 'SECRET'}",
+        '{"x-hl-api-key": "SECRET"}',
+        "[(b'x-hl-api-key', b'SECRET')]",
+        "Authorization: Bearer SECRET",
+        "{'Authorization': 'Bearer SECRET'}",
+        "authorization=Basic SECRET==",
+        "sent bearer SECRETSECRET",
+        "redis://user:SECRET@host:6379/0",
+        "rediss://:SECRET@host",
+        "GET /v1/turns/1/events?ticket=SECRET&x=1",
+        "key is hl-vendor-key",
+    ],
+)
+def test_credentials_are_masked_in_any_place(stream: io.StringIO, text: str) -> None:
+    """A credential shows up neither as message, field, key nor in an exception, its cause or its group."""
+    cause = ValueError(text)
+    error = RuntimeError(text)
+    error.__cause__ = ExceptionGroup(text, [cause])
+    logger.error(text)
+    logger.error("%s", text, exc_info=error)
+    event(
+        logger,
+        logging.ERROR,
+        "upstream.failed",
+        error=error,
+        detail=text,
+        nested={text: [text, (cause, text.encode())]},
+    )
+    with bound(request_id=text):
+        throttled(logger, text, "upstream.failed", detail=text)
+    out = stream.getvalue()
+    assert len(out.splitlines()) == 4
+    assert "SECRET" not in out
+    assert "hl-vendor-key" not in out
+    assert "********" in out
+
+
+def test_innocent_text_is_left_alone() -> None:
+    """Ordinary events keep their words: ids, URLs, addresses and the names of our settings."""
+    redactor = Redactor()
+    for text in (
+        "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab.17",
+        "https://api.hyperleapai.com/conversations?x=1",
+        "http://[::1]:8080/v1/ws and me@example.com at 10:30:12",
+        "bearer of bad news",
+        "unix:///tmp/valkey.sock",
+    ):
+        assert redactor.text(text) == text
+
+
+LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+
+
+@given(st.recursive(LEAF, lambda inner: st.dictionaries(st.text(), inner)))
+def test_any_value_becomes_one_valid_line(value: object) -> None:
+    """Whatever is logged, the line stays one line of JSON."""
+    stream = io.StringIO()
+    configure(LoggingSettings(), stream=stream)
+    event(logger, logging.ERROR, "odd", value=value, other=object)
+    (line,) = stream.getvalue().split("\n")[:-1]
+    assert json.loads(line)["event"] == "odd"
+
+
+def test_lone_surrogates_do_not_lose_the_line(stream: io.StringIO) -> None:
+    """Text that is no Unicode (from a path or a header) is still logged."""
+    event(logger, logging.ERROR, "odd", value="a\udcffb")
+    assert len(lines(stream)) == 1
+
+
+def test_exception_is_logged_with_type_and_places(stream: io.StringIO) -> None:
+    """An exception has its type, its shortened words, where it happened and its cause, but no source text."""
+    try:
+        try:
+            raise KeyError("inner")
+        except KeyError as inner:
+            raise ValueError("x" * 5000) from inner
+    except ValueError as error:
+        event(logger, logging.ERROR, "turn.broken", error=error)
+    (line,) = lines(stream)
+    shown = line["error"]
+    assert shown["type"] == "ValueError"
+    assert len(shown["message"]) == 500
+    assert re.search(r"test_logging\.py:\d+ in test_exception_is_logged", shown["at"][0])
+    assert shown["cause"]["type"] == "KeyError"
+    assert "raise ValueError" not in stream.getvalue()
+
+
+def test_endless_causes_are_cut(stream: io.StringIO) -> None:
+    """A cycle or a long chain of causes does not hang the log."""
+    first, second = ValueError("1"), ValueError("2")
+    first.__cause__, second.__cause__ = second, first
+    event(logger, logging.ERROR, "turn.broken", error=first)
+    assert len(lines(stream)) == 1
+
+
+def test_broken_message_or_stream_never_raises(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message with the wrong arguments is kept, a record that cannot be written is dropped, and nothing is dumped."""
+    stream = io.StringIO()
+    logging.getLogger().handlers.clear()  # pytest's own, which raise
+    configure(LoggingSettings(), stream=stream)
+    logger.error("%d", "hgs_SECRET")
+    assert [line["event"] for line in lines(stream)] == ["%d"]
+    stream.close()
+    logger.error("hgs_SECRET")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_console_is_for_terminals() -> None:
+    """A terminal gets short coloured lines; newlines and control codes in values cannot fake an event."""
+    stream = Terminal()
+    configure(LoggingSettings(), stream=stream)
+    try:
+        raise ValueError("hgs_SECRET")
+    except ValueError as error:
+        event(logger, logging.WARNING, "turn.ended", error=error, note="a\nb\x1b[2J", n=3)
+    first, second, third = stream.getvalue().splitlines()
+    assert "\x1b[33mWARNING\x1b[0m turn.ended note=a\\nb\\x1b[2J n=3" in first
+    assert second == "    ValueError: hgs_********"
+    assert "test_console_is_for_terminals" in third
+
+
+def test_format_can_be_forced() -> None:
+    """JSON on a terminal and console in a file, when the settings say so."""
+    terminal, file = Terminal(), io.StringIO()
+    configure(LoggingSettings(format="json"), stream=terminal)
+    event(logger, logging.INFO, "turn.ended")
+    assert len(lines(terminal)) == 1
+    configure(LoggingSettings(format="console"), stream=file)
+    event(logger, logging.INFO, "turn.ended")
+    assert file.getvalue().endswith("INFO    turn.ended\n")
+
+
+def test_throttle_lets_one_through_and_counts_the_rest() -> None:
+    """Of a storm one event in ten seconds passes, and the next one tells how many were held back."""
+    now_s = 100.0
+    throttle = Throttle(lambda: now_s)
+    assert [throttle.admit("l", "k", 10) for _ in range(4)] == [0, None, None, None]
+    assert throttle.admit("l", "other", 10) == 0
+    now_s = 110.0
+    assert [throttle.admit("l", "k", 10) for _ in range(2)] == [3, None]
+
+
+def test_throttle_forgets_the_oldest_keys() -> None:
+    """Keys that come from outside cannot grow the memory."""
+    throttle = Throttle(lambda: 0.0)
+    for n in range(5000):
+        throttle.admit("l", str(n), 10)
+    assert len(throttle._held) == 1024
+
+
+def test_throttled_logs_once_at_its_level(stream: io.StringIO) -> None:
+    """Repeated warnings of one key become one line."""
+    for _ in range(5):
+        throttled(logger, "redis.down/test", "redis.down", level=logging.ERROR, host="h")
+    (line,) = lines(stream)
+    assert (line["level"], line["event"], line["host"]) == ("error", "redis.down", "h")

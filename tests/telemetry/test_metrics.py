@@ -1,0 +1,346 @@
+"""Metrics: what a scrape shows after each verb, and that nobody can make it grow."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from time import sleep
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+import gateway
+from gateway.core.errors import Code
+from gateway.core.turn import StopReason, TurnState
+from gateway.telemetry.metrics import (
+    HTTP2_ERRORS,
+    METHODS,
+    STATUSES,
+    TRANSPORTS,
+    Metrics,
+    reference,
+    watch_loop,
+)
+from gateway.upstream.observer import CloseReason, UpstreamObserver
+
+TENANTS = {"acme": ("support", "sales"), "umbrella": ("default",)}
+ROUTES = ("/v1/sessions", "/v1/turns/{turn_id}/events")
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(TENANTS, ROUTES)
+
+
+async def scrape(metrics: Metrics, accept: str = "") -> dict[str, float]:
+    body, _ = await metrics.exposition(accept)
+    lines = [line for line in body.decode().splitlines() if line and not line.startswith("#")]
+    return {in_order(name): float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def in_order(name: str) -> str:
+    """Put the labels of a series into alphabetical order."""
+    name, brace, labels = name.partition("{")
+    return name + brace + ",".join(sorted(re.findall(r'[a-z_]+="(?:[^"\\]|\\.)*"', labels))) + ("}" if brace else "")
+
+
+async def test_request_is_counted_by_route_method_and_status(metrics: Metrics) -> None:
+    """A request shows up under its route's template with its exact status, and in the duration histogram."""
+    metrics.request_ended("/v1/sessions", "POST", 201, 0.02)
+    seen = await scrape(metrics)
+    assert seen['gateway_requests_total{method="POST",route="/v1/sessions",status="201"}'] == 1
+    labels = 'method="POST",route="/v1/sessions"'
+    assert seen[f'gateway_request_duration_seconds_bucket{{le="0.01",{labels}}}'] == 0
+    assert seen[f'gateway_request_duration_seconds_bucket{{le="0.025",{labels}}}'] == 1
+    assert seen[f'gateway_request_duration_seconds_bucket{{le="+Inf",{labels}}}'] == 1
+    assert seen[f"gateway_request_duration_seconds_sum{{{labels}}}"] == 0.02
+
+
+async def test_request_of_a_scanner_is_folded(metrics: Metrics) -> None:
+    """Paths, methods and statuses that nobody configured are counted, as other."""
+    metrics.request_ended("/wp-login.php", "BREW", 418, 0.1)
+    metrics.request_ended(None, "GET", 999, 0.1)
+    seen = await scrape(metrics)
+    assert seen['gateway_requests_total{method="other",route="other",status="4xx"}'] == 1
+    assert seen['gateway_requests_total{method="GET",route="other",status="other"}'] == 1
+
+
+async def test_routes_named_later_are_known(metrics: Metrics) -> None:
+    """An application may build its router after its metrics."""
+    metrics.know_routes(["/later"])
+    metrics.request_ended("/later", "GET", 200, 0.1)
+    assert 'gateway_requests_total{method="GET",route="/later",status="200"}' in await scrape(metrics)
+
+
+async def test_turn_is_counted_from_start_to_end(metrics: Metrics) -> None:
+    """A turn is live between start and end, and is then counted with outcome, reason, tokens and times."""
+    metrics.turn_started("acme", "support")
+    assert (await scrape(metrics))['gateway_turns_live{persona="support",tenant="acme"}'] == 1
+    metrics.first_token("acme", "support", 0.3)
+    metrics.gap_histogram("acme", "support").observe(0.05)
+    metrics.tokens_counted("acme", "support", 12, 0, "reported")
+    metrics.turn_ended("acme", "support", TurnState.STOPPED, StopReason.USER, 3.0)
+    metrics.gateway_added(0.0015)
+    seen = await scrape(metrics)
+    labels = 'persona="support",tenant="acme"'
+    genai = 'gen_ai_operation_name="chat",gen_ai_provider_name="hyperleap"'
+    assert seen[f"gateway_turns_live{{{labels}}}"] == 0
+    assert seen[f"gateway_turns_started_total{{{labels}}}"] == 1
+    assert seen['gateway_turns_total{outcome="stopped",persona="support",reason="user",tenant="acme"}'] == 1
+    assert seen[f"gen_ai_client_operation_time_to_first_chunk_seconds_sum{{{genai},{labels}}}"] == 0.3
+    assert seen[f"gen_ai_client_operation_time_per_output_chunk_seconds_count{{{genai},{labels}}}"] == 1
+    assert seen['gateway_tokens_total{direction="prompt",persona="support",source="reported",tenant="acme"}'] == 12
+    assert seen['gateway_tokens_total{direction="completion",persona="support",source="reported",tenant="acme"}'] == 0
+    assert seen[f'gen_ai_client_token_usage_sum{{{genai},gen_ai_token_type="input",{labels}}}'] == 12
+    assert seen['gateway_added_latency_seconds_bucket{le="0.002"}'] == 1
+
+
+async def test_turn_of_unknown_labels_is_folded(metrics: Metrics) -> None:
+    """An unknown persona keeps its tenant; an unknown tenant or outcome keeps nothing."""
+    metrics.turn_started("acme", "sneaky")
+    metrics.turn_started("stranger", "support")
+    metrics.turn_ended("acme", "sales", "failed", "made up", 1)
+    metrics.turn_ended("acme", "sales", "exploded", "user", 1)
+    metrics.turn_recovered("stranger")
+    seen = await scrape(metrics)
+    assert seen['gateway_turns_started_total{persona="other",tenant="acme"}'] == 1
+    assert seen['gateway_turns_started_total{persona="other",tenant="other"}'] == 1
+    assert seen['gateway_turns_total{outcome="failed",persona="sales",reason="other",tenant="acme"}'] == 1
+    assert seen['gateway_turns_total{outcome="other",persona="sales",reason="other",tenant="acme"}'] == 1
+    assert seen['gateway_turns_recovered_total{tenant="other"}'] == 1
+
+
+async def test_client_streams_are_counted(metrics: Metrics) -> None:
+    """Open streams, resumes and readers let go are counted by transport."""
+    metrics.stream_opened("sse")
+    metrics.stream_opened("sse")
+    metrics.stream_closed("sse")
+    metrics.resumed("websocket", 7)
+    metrics.reader_lagged("sse")
+    seen = await scrape(metrics)
+    assert seen['gateway_streams_open{transport="sse"}'] == 1
+    assert seen['gateway_streams_opened_total{transport="sse"}'] == 2
+    assert seen['gateway_resumes_total{transport="websocket"}'] == 1
+    assert seen['gateway_replayed_events_total{transport="websocket"}'] == 7
+    assert seen['gateway_readers_lagged_total{transport="sse"}'] == 1
+
+
+async def test_feedback_gives_the_mean_score(metrics: Metrics) -> None:
+    """Count and points by sign are enough for the mean score, although counters cannot fall."""
+    for score in (10, 5, 0, -3):
+        metrics.feedback_given("acme", "support", score)
+    seen = await scrape(metrics)
+
+    def value(name: str, sign: str) -> float:
+        return seen[f'{name}{{persona="support",sign="{sign}",tenant="acme"}}']
+
+    points = value("gateway_feedback_points_total", "positive") - value("gateway_feedback_points_total", "negative")
+    count = sum(value("gateway_feedback_total", sign) for sign in ("positive", "neutral", "negative"))
+    assert points / count == 3
+
+
+async def test_redis_errors_limits_and_oddities_are_counted(metrics: Metrics) -> None:
+    """A failed round trip counts its commands and one error; refusals, codes and oddities have their own counters."""
+    metrics.redis_called(0.0004, 12, False)
+    metrics.redis_called(1.0, 1, True)
+    metrics.limit_refused("acme", "user")
+    metrics.error_sent(Code.RATE_LIMITED)
+    metrics.error_sent("made up")
+    metrics.upstream_oddity("no_finish_reason")
+    seen = await scrape(metrics)
+    assert seen["gateway_redis_commands_total"] == 13
+    assert seen["gateway_redis_errors_total"] == 1
+    assert seen['gateway_redis_call_seconds_bucket{le="0.0005"}'] == 1
+    assert seen['gateway_limit_refusals_total{limit="user",tenant="acme"}'] == 1
+    assert seen['gateway_errors_total{code="rate_limited"}'] == 1
+    assert seen['gateway_errors_total{code="other"}'] == 1
+    assert seen['gateway_upstream_oddities_total{kind="no_finish_reason"}'] == 1
+
+
+async def test_upstream_metrics_are_an_observer(metrics: Metrics) -> None:
+    """The upstream's observer is served: connections and streams rise and fall, ends and resets are told apart."""
+    observer: UpstreamObserver = metrics.upstream
+    observer.connection_opened()
+    observer.connection_opened()
+    observer.connection_closed(CloseReason.GOAWAY)
+    observer.connect_failed("ConnectionRefusedError")
+    observer.stream_opened()
+    observer.stream_reset(8, by_peer=False)
+    observer.stream_reset(0xDEAD, by_peer=True)
+    observer.stream_closed()
+    observer.goaway_received(0)
+    seen = await scrape(metrics)
+    assert seen["gateway_upstream_connections"] == 1
+    assert seen["gateway_upstream_streams"] == 0
+    assert seen['gateway_upstream_connections_closed_total{reason="goaway"}'] == 1
+    assert seen['gateway_upstream_connect_failures_total{reason="ConnectionRefusedError"}'] == 1
+    assert seen['gateway_upstream_resets_total{by="gateway",code="cancel"}'] == 1
+    assert seen['gateway_upstream_resets_total{by="peer",code="other"}'] == 1
+    assert seen['gateway_upstream_goaways_total{code="no_error"}'] == 1
+
+
+async def test_build_and_process_are_shown(metrics: Metrics) -> None:
+    """A scrape says which build this is, and how the process fares."""
+    seen = await scrape(metrics)
+    assert any(name.startswith('gateway_build_info{python="3.') and gateway.__version__ in name for name in seen)
+    assert "process_resident_memory_bytes" in seen
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type", "ends"),
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8", False),
+        ("text/html", "text/plain; version=0.0.4; charset=utf-8", False),
+        ("application/openmetrics-text;version=1.0.0,*/*", "application/openmetrics-text; version=1.0.0", True),
+        ("application/openmetrics-text;version=garbage", "text/plain; version=0.0.4; charset=utf-8", False),
+    ],
+)
+async def test_exposition_speaks_what_is_asked_for(
+    metrics: Metrics, accept: str, content_type: str, ends: bool
+) -> None:
+    """Prometheus gets OpenMetrics when it asks, everyone else the plain text format, without `_created` series."""
+    metrics.turn_started("acme", "support")
+    metrics.loop_lagged(0.1)
+    body, shown = await metrics.exposition(accept)
+    assert shown.startswith(content_type)
+    assert body.endswith(b"# EOF\n") is ends
+    assert b"_created" not in body
+
+
+async def test_exposition_can_be_parsed(metrics: Metrics) -> None:
+    """The library's own strict parsers read both formats, every family once and with the same figures."""
+    fill(metrics)
+    metrics.gap_histogram("acme", "support").observe(0.03)
+    body, _ = await metrics.exposition("")
+    text = list(text_string_to_metric_families(body.decode()))
+    body, _ = await metrics.exposition("application/openmetrics-text;version=1.0.0")
+    strict = list(openmetrics.text_string_to_metric_families(body.decode()))  # type: ignore[no-untyped-call]
+    assert len({family.name for family in strict}) == len(strict)
+    names = {family.name.removesuffix("_total") for family in metrics.families()}
+    assert names <= {family.name for family in strict}
+    assert names <= {family.name for family in text}
+    (gaps,) = (family for family in strict if family.name.endswith("per_output_chunk_seconds"))
+    buckets = {s.labels["le"]: s.value for s in gaps.samples if "le" in s.labels and s.labels["persona"] == "support"}
+    assert (buckets["0.02"], buckets["0.04"], buckets["+Inf"]) == (0, 1, 1)
+
+
+def abuse(metrics: Metrics, word: str, number: int) -> None:
+    """Call every verb with whatever a hostile client, vendor or programmer could make it say."""
+    metrics.request_ended(word, word, number, 1)
+    metrics.error_sent(word)
+    metrics.turn_started(word, word)
+    metrics.turn_started("acme", word)
+    for outcome in (word, "completed", "stopped", "failed"):
+        metrics.turn_ended("acme", word, outcome, word, 1)
+        metrics.turn_ended(word, "support", outcome, word, 1)
+    metrics.turn_recovered(word)
+    metrics.tokens_counted(word, word, 1, 1, word)
+    metrics.first_token(word, word, 1)
+    metrics.gap_histogram(word, word).observe(1)
+    metrics.stream_opened(word)
+    metrics.stream_closed(word)
+    metrics.resumed(word, 1)
+    metrics.reader_lagged(word)
+    metrics.limit_refused(word, word)
+    metrics.limit_refused("acme", word)
+    metrics.feedback_given(word, word, number)
+    metrics.upstream_oddity(word)
+    metrics.upstream.connect_failed(word)
+    metrics.upstream.connection_closed(word)
+    metrics.upstream.stream_reset(number, by_peer=True)
+    metrics.upstream.goaway_received(number)
+
+
+def fill(metrics: Metrics) -> None:
+    """Call every verb with every label value that is allowed."""
+    for route in (*ROUTES, "other"):
+        for method in (*METHODS, "other"):
+            for status in (*STATUSES, 0, 199, 299, 399, 418, 599):
+                metrics.request_ended(route, method, status, 1)
+    for tenant in (*TENANTS, "other"):
+        metrics.turn_recovered(tenant)
+        for persona in (*TENANTS.get(tenant, ()), "other"):
+            metrics.turn_started(tenant, persona)
+            for outcome in ("completed", "stopped", "failed", "other"):
+                for reason in (
+                    *Code,
+                    *StopReason,
+                    "finished",
+                    "stop",
+                    "length",
+                    "content_filter",
+                    "tool_calls",
+                    "other",
+                ):
+                    metrics.turn_ended(tenant, persona, outcome, reason, 1)
+            for source in ("reported", "estimated", "other"):
+                metrics.tokens_counted(tenant, persona, 1, 1, source)
+            metrics.first_token(tenant, persona, 1)
+            metrics.gap_histogram(tenant, persona)
+            for score in (-1, 0, 1):
+                metrics.feedback_given(tenant, persona, score)
+        for n in range(40):
+            metrics.limit_refused(tenant, f"limit{n}")
+    for transport in (*TRANSPORTS, "other"):
+        metrics.stream_opened(transport)
+        metrics.resumed(transport, 1)
+        metrics.reader_lagged(transport)
+    for code in (*Code, "other"):
+        metrics.error_sent(code)
+    for n in range(40):
+        metrics.upstream_oddity(f"kind{n}")
+        metrics.upstream.connect_failed(f"Error{n}")
+        metrics.upstream.connection_closed(f"reason{n}")
+    for number in range(-1, len(HTTP2_ERRORS)):
+        metrics.upstream.goaway_received(number)
+        metrics.upstream.stream_reset(number, by_peer=True)
+        metrics.upstream.stream_reset(number, by_peer=False)
+    metrics.gateway_added(1)
+    metrics.loop_lagged(1)
+    metrics.redis_called(1, 1, True)
+
+
+async def test_series_are_bounded_and_the_bound_is_tight(metrics: Metrics) -> None:
+    """With every allowed label value in use a scrape holds what max_series says, and hostile ones add nothing."""
+    fill(metrics)
+    full = await scrape(metrics)
+    assert metrics.max_series() - 32 <= len(full) <= metrics.max_series()
+    for n in range(300):
+        abuse(metrics, f"evil{n}", n * 7 - 100)
+        abuse(metrics, 'x" \\\n' + "é" * n, n)
+    assert set(await scrape(metrics)) == set(full)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@given(words=st.lists(st.text(max_size=80), max_size=60))
+def test_series_never_exceed_the_bound(words: list[str]) -> None:
+    """Whatever is said, in whatever order, the scrape stays under the bound and can be parsed."""
+    metrics = Metrics(TENANTS, ROUTES)
+    for n, word in enumerate(words):
+        abuse(metrics, word, n)
+    seen = asyncio.run(scrape(metrics))
+    assert len(seen) <= metrics.max_series()
+    assert all(re.match(r"[a-z_]+(\{.*\})?$", name) for name in seen)
+
+
+async def test_loop_watch_sees_a_blocked_loop(metrics: Metrics) -> None:
+    """Something that blocks the event loop shows up as lag."""
+    watch = asyncio.create_task(watch_loop(metrics, 0.01))
+    await asyncio.sleep(0.02)
+    sleep(0.12)
+    await asyncio.sleep(0.02)
+    watch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watch
+    seen = await scrape(metrics)
+    assert seen["gateway_event_loop_lag_seconds_count"] > seen['gateway_event_loop_lag_seconds_bucket{le="0.05"}']
+
+
+def test_reference_page_is_current() -> None:
+    """docs/metrics.md is what the code says: `python -m gateway.telemetry.metrics > gateway/docs/metrics.md`."""
+    page = Path(gateway.__file__).parent / "docs" / "metrics.md"
+    assert page.read_text("utf-8") == reference()

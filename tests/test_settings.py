@@ -1,0 +1,386 @@
+"""Settings: the sources and their order, what is refused and how it is named, and what is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from gateway import settings as settings_module
+from gateway.options import normal_origin
+from gateway.settings import (
+    Secret,
+    ServerSettings,
+    SessionSettings,
+    Settings,
+    SettingsError,
+    TurnSettings,
+    UpstreamSettings,
+    load,
+    reference,
+)
+
+PERSONA = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
+HOME = {"HOME": "/home/someone"}
+TENANTS = f"""
+[tenants.acme]
+origins = ["https://Chat.ACME.example:443"]
+anonymous = true
+
+[tenants.acme.personas.support]
+persona_id = "{PERSONA.upper()}"
+replacements = ["name"]
+
+[tenants.acme.turns_per_min]
+user = 7
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "gateway.toml"
+    path.write_text(text)
+    return path
+
+
+def refused(config: Path | None = None, environ: Mapping[str, str] = {}, **overrides: object) -> SettingsError:
+    with pytest.raises(SettingsError) as caught:
+        load(config, {**HOME, **environ}, {key.replace("__", "."): value for key, value in overrides.items()})
+    return caught.value
+
+
+def test_load_nothing_given_gives_documented_defaults() -> None:
+    """Without any source the tree has the constants of the design page."""
+    settings = load(None, HOME)
+    assert (settings.server.host, settings.server.port, settings.server.internal_port) == ("127.0.0.1", 8080, 9090)
+    assert settings.server.data_dir == Path("/home/someone/.local/state/hyperleap-gateway")
+    assert settings.server.body_max_bytes == 1_048_576
+    assert (settings.turns.answer_max_chars, settings.turns.message_max_chars) == (1_000_000, 32_000)
+    assert (settings.turns.log_ttl_s, settings.turns.idempotency_ttl_s) == (3600, 86_400)
+    assert (settings.turns.lease_s, settings.turns.heartbeat_s) == (5, 1.5)
+    assert (settings.streams.keepalive_s, settings.streams.reader_lag_s) == (15, 30)
+    assert (settings.upstream.connect_timeout_s, settings.upstream.turn_timeout_s) == (5, 600)
+    assert (settings.sessions.ttl_s, settings.sessions.token_max_bytes) == (900, 4096)
+    assert (settings.websocket.subscriptions_max, settings.websocket.frame_max_bytes) == (64, 65_536)
+    assert settings.redis.url is None
+    assert settings.upstream.base_url == "https://api.hyperleapai.com"
+
+
+def test_load_every_source_later_one_wins(tmp_path: Path) -> None:
+    """The environment wins over the file and the command line over both; what only one says is kept."""
+    config = write(tmp_path, "[server]\nport = 1\ninternal_port = 2\nhost = '0.0.0.0'\n[turns]\nlease_s = 8\n")
+    environ = {**HOME, "GATEWAY_PORT": "3", "GATEWAY_INTERNAL_PORT": "4"}
+    settings = load(config, environ, {"server.port": 5, "redis.url": None})
+    assert (settings.server.port, settings.server.internal_port, settings.server.host) == (5, 4, "0.0.0.0")
+    assert settings.turns.lease_s == 8.0
+    assert settings.redis.url is None
+
+
+def test_load_config_named_by_environment_is_read(tmp_path: Path) -> None:
+    """GATEWAY_CONFIG names the file when the command line does not."""
+    config = write(tmp_path, "[server]\nport = 1234\n")
+    assert load(None, {**HOME, "GATEWAY_CONFIG": str(config)}).server.port == 1234
+
+
+def test_load_text_values_become_their_types() -> None:
+    """Numbers, booleans, paths and lists are read out of environment text."""
+    settings = load(
+        None,
+        {
+            **HOME,
+            "GATEWAY_ANONYMOUS": "yes",
+            "GATEWAY_PAGE": "0",
+            "GATEWAY_ORIGINS": "https://a.example, http://localhost:3000",
+            "GATEWAY_REPLACEMENTS": "name,plan",
+            "GATEWAY_TURNS_LEASE_S": "9.5",
+            "GATEWAY_TURNS_PER_MIN_USER": "3",
+            "GATEWAY_DATA_DIR": "~/x",
+            "GATEWAY_LOG_LEVEL": "debug",
+            "GATEWAY_REDIS_URL": "",
+            "HYPERLEAP_PERSONA_ID": PERSONA,
+            "HYPERLEAP_BLOB_HOSTS": "Blob.example",
+        },
+    )
+    assert settings.server.page is False
+    assert settings.server.data_dir == Path("~/x").expanduser()
+    assert settings.turns.lease_s == 9.5
+    assert settings.logging.level == "debug"
+    assert settings.redis.url is None
+    assert settings.upstream.blob_hosts == ("blob.example",)
+    tenant = settings.tenant_values()[settings_module.DEFAULT_TENANT]
+    assert tenant.anonymous
+    assert tenant.origins == {"https://a.example", "http://localhost:3000"}
+    assert tenant.personas["default"].persona_id == PERSONA
+    assert tenant.personas["default"].replacements == {"name", "plan"}
+    assert (tenant.rates.user_per_min, tenant.rates.tenant_per_min) == (3, 600)
+
+
+@pytest.mark.parametrize(
+    ("environ", "data_dir"),
+    [
+        ({"XDG_STATE_HOME": "/state", "HOME": "/h"}, "/state/hyperleap-gateway"),
+        ({"XDG_STATE_HOME": "relative", "HOME": "/h"}, "/h/.local/state/hyperleap-gateway"),
+        ({}, "/var/lib/hyperleap-gateway"),
+    ],
+)
+def test_load_data_dir_follows_xdg(environ: dict[str, str], data_dir: str) -> None:
+    """State lives where the XDG rules say, and somewhere sensible for an account without a home."""
+    assert load(None, environ).server.data_dir == Path(data_dir)
+
+
+def test_load_relative_path_in_file_is_relative_to_file(tmp_path: Path) -> None:
+    """A path in the file means the same from every working directory; one in the environment is the shell's."""
+    config = write(tmp_path, "[sessions]\npepper_file = 'pepper'\nsigning_key_file = '/abs/key'\n")
+    settings = load(config, {**HOME, "HYPERLEAP_CA_FILE": "ca.pem"})
+    assert settings.sessions.pepper_file == tmp_path / "pepper"
+    assert settings.sessions.signing_key_file == Path("/abs/key")
+    assert settings.upstream.ca_file == Path("ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "nearest"),
+    [
+        ("[server]\nprot = 1\n", "server.prot", "server.port"),
+        ("[severs]\nport = 1\n", "severs", "server"),
+        ("port = 1\n", "port", "server.port"),
+        (TENANTS + "usr = 1\n", "tenants.acme.turns_per_min.usr", "tenants.acme.turns_per_min.user"),
+        ("[tenants.acme]\norigin = []\n", "tenants.acme.origin", "tenants.acme.origins"),
+    ],
+)
+def test_load_unknown_key_is_refused_with_nearest(tmp_path: Path, text: str, key: str, nearest: str) -> None:
+    """A misspelt key stops the start and names what was probably meant."""
+    error = refused(write(tmp_path, text))
+    assert error.key == key
+    assert error.message.endswith(f"the nearest is {nearest}")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("GATEWAY_PROT", "GATEWAY_PORT"),
+        ("HYPERLEAP_APIKEY", "HYPERLEAP_API_KEY"),
+        ("GATEWAY_TURN_LEASE_S", "GATEWAY_TURNS_LEASE_S"),
+        ("GATEWAY_CONFG", "GATEWAY_CONFIG"),
+    ],
+)
+def test_load_unknown_variable_is_refused_with_nearest(name: str, nearest: str) -> None:
+    """A misspelt variable with one of our prefixes stops the start, even when it is empty."""
+    error = refused(environ={name: ""})
+    assert (error.key, error.message.rpartition(" ")[2]) == (name, nearest)
+
+
+def test_load_unknown_override_is_refused() -> None:
+    """A dotted key that does not exist is an error of the caller."""
+    assert refused(server__prt=1).message.endswith("server.port")
+
+
+def test_load_foreign_variables_are_ignored() -> None:
+    """What an env-file holds, what Kubernetes injects for a Service of our name, and other prefixes are no settings."""
+    environ = {
+        **HOME,
+        "GATEWAY_URL": "http://127.0.0.1:8080",
+        "GATEWAY_INTERNAL_URL": "http://127.0.0.1:9090",
+        "GATEWAY_SECRET_KEY": "hgs_x",
+        "GATEWAY_PUBLISHABLE_KEY": "hgp_x",
+        "SIMULATOR_URL": "https://127.0.0.1:1",
+        "GATEWAY_PORT": "tcp://10.0.0.1:80",
+        "GATEWAY_SERVICE_HOST": "10.0.0.1",
+        "GATEWAY_SERVICE_PORT_HTTP": "80",
+        "GATEWAY_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "GATEWAY_PORT_80_TCP_ADDR": "10.0.0.1",
+        "HYPERLEAP_GATEWAY_SERVICE_PORT": "80",
+        "HYPERLEAP_GATEWAY_PORT": "tcp://10.0.0.1:80",
+        "MY_GATEWAY_PORT": "x",
+    }
+    assert load(None, environ) == load(None, HOME)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("[server]\nport = '8080'\n", "server.port", "expected `int`"),
+        ("[server]\nport = true\n", "server.port", "expected `int`"),
+        ("[server]\nport = 65536\n", "server.port", "at most 65535"),
+        ("[server]\nport = 9090\n", "server.internal_port", "differ"),
+        ("[server]\nhost = ' '\n", "server.host", "address"),
+        ("[server]\npublic_url = 'chat.example'\n", "server.public_url", "https://"),
+        ("[server]\ndata_dir = 3\n", "server.data_dir", "text"),
+        ("[server]\ndrain_s = -1\n", "server.drain_s", "at least 0"),
+        ("server = 3\n", "server", "table"),
+        ("[turns]\nlease_s = nan\n", "turns.lease_s", "finite"),
+        ("[turns]\nlease_s = inf\n", "turns.lease_s", "finite"),
+        ("[turns]\nlog_ttl_s = 0\n", "turns.log_ttl_s", "above 0"),
+        ("[turns]\nheartbeat_s = 3\n", "turns.heartbeat_s", "half of lease_s"),
+        ("[sessions]\nttl_s = 10\n", "sessions.ttl_s", "ttl_min_s"),
+        ("[redis]\nurl = 'localhost:6379'\n", "redis.url", "redis://"),
+        ("[redis]\nurl = ''\n", "redis.url", "empty"),
+        ("[upstream]\nbase_url = 'http://x'\n", "upstream.base_url", "https:// or h2c://"),
+        ("[upstream]\nbase_url = 'https://u:p@x'\n", "upstream.base_url", "user"),
+        ("[upstream]\nbase_url = 'https://x:99999'\n", "upstream.base_url", "URL"),
+        ("[upstream]\npersona_id = 'me'\n", "upstream.persona_id", "UUID"),
+        ("[upstream]\nauth_header = 'cookie'\n", "upstream.auth_header", "invalid enum"),
+        ("[upstream]\napi_key = 'k'\napi_key_file = 'f'\n", "upstream.api_key_file", "one of them"),
+        ("[upstream]\nblob_hosts = ['https://x']\n", "upstream.blob_hosts", "host name"),
+        ("[logging]\nlevel = 'loud'\n", "logging.level", "invalid enum"),
+        ("[default_tenant]\norigins = ['*']\n", "default_tenant.origins", "wildcard"),
+        ("[tenants.Acme]\n", "tenants.Acme.personas", "required"),
+        (TENANTS.replace("acme", "Acme"), "tenants.Acme", "must match"),
+        (TENANTS.replace("support", '"a b"'), "tenants.acme.personas.a b", "alias"),
+        (TENANTS.replace("user = 7", "user = 0"), "tenants.acme.turns_per_min.user", "at least 1"),
+        (TENANTS.replace(PERSONA.upper(), "x"), "tenants.acme.personas.support.persona_id", "UUID"),
+        ("[tenants.acme]\npersonas = {}\n", "tenants.acme.personas", "at least one"),
+        ("tenants = 3\n", "tenants", "table"),
+        (TENANTS + f"[upstream]\npersona_id = '{PERSONA}'\n", "upstream.persona_id", "default tenant"),
+        (TENANTS + "[default_tenant]\nanonymous = true\n", "default_tenant.anonymous", "default tenant"),
+    ],
+)
+def test_load_nonsense_is_refused_by_name(tmp_path: Path, text: str, key: str, words: str) -> None:
+    """Every value that cannot work is refused, and the error names the tenant, the alias and the field."""
+    error = refused(write(tmp_path, text))
+    assert error.key == key
+    assert words in error.message
+
+
+def test_load_nonsense_from_environment_names_the_variable() -> None:
+    """An error in a variable names the variable, not the key in a file that nobody wrote."""
+    assert refused(environ={"GATEWAY_PORT": "http"}).key == "GATEWAY_PORT"
+    assert refused(environ={"GATEWAY_TURNS_LEASE_S": "0"}).key == "GATEWAY_TURNS_LEASE_S"
+    assert refused(environ={"GATEWAY_ORIGINS": "*"}).key == "GATEWAY_ORIGINS"
+    assert refused(environ={"GATEWAY_PORT": "1"}, server__port="x").key == "server.port"
+
+
+def test_load_file_missing_or_broken_is_refused(tmp_path: Path) -> None:
+    """A file that is absent, no TOML or no text is an error that names the file."""
+    assert "No such file" in refused(tmp_path / "absent.toml").message
+    assert "TOML" in refused(write(tmp_path, "[server\n")).message
+    (tmp_path / "gateway.toml").write_bytes(b"\xff\xfe")
+    assert "UTF-8" in refused(tmp_path / "gateway.toml").message
+
+
+def test_tenant_values_from_file_are_core_values(tmp_path: Path) -> None:
+    """Configured tenants become core values with normalised ids and origins."""
+    (tenant,) = load(write(tmp_path, TENANTS), HOME).tenant_values().values()
+    assert tenant.id == "acme"
+    assert tenant.anonymous
+    assert tenant.origins == {"https://chat.acme.example"}
+    assert tenant.personas["support"].persona_id == PERSONA
+    assert tenant.personas["support"].replacements == {"name"}
+    assert (tenant.rates.tenant_per_min, tenant.rates.user_per_min, tenant.rates.address_per_min) == (600, 7, 60)
+
+
+def test_tenant_values_without_any_is_refused() -> None:
+    """A gateway without a tenant says what to set instead of refusing every browser later."""
+    with pytest.raises(SettingsError, match="HYPERLEAP_PERSONA_ID"):
+        load(None, HOME).tenant_values()
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ("HTTPS://Chat.Example:443", "https://chat.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:80", "http://[::1]"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("capacitor://localhost", "capacitor://localhost"),
+    ],
+)
+def test_origin_is_normalised_as_browsers_send_it(given: str, normal: str) -> None:
+    """An origin is compared byte for byte later, so it takes the browser's form here."""
+    assert normal_origin(given) == normal
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "*",
+        "https://*.example",
+        "null",
+        "chat.example",
+        "https://",
+        "https://a/",
+        "https://a/b",
+        "https://a?",
+        "https://u@a",
+        "https://a:x",
+        "https://a:99999",
+        "//a",
+        "",
+        "https://a b",
+    ],
+)
+def test_origin_that_is_none_is_refused(given: str) -> None:
+    """Wildcards, paths, and what is no origin at all are refused."""
+    with pytest.raises(SettingsError):
+        normal_origin(given)
+
+
+def test_secret_is_masked_everywhere(tmp_path: Path) -> None:
+    """No repr, str, format or printed tree shows a secret, and a Redis URL loses its password."""
+    config = write(tmp_path, "[upstream]\napi_key = 'hl-very-secret'\n")
+    settings = load(config, {**HOME, "GATEWAY_REDIS_URL": "rediss://me:very-secret@cache:6379/2?password=very-secret"})
+    key = settings.upstream.api_key
+    assert key is not None
+    assert key.reveal() == "hl-very-secret"
+    assert key == Secret("hl-very-secret")
+    for shown in (repr(settings), str(settings), f"{key}", f"{key!r}", str(settings.effective())):
+        assert "very-secret" not in shown
+    assert settings.effective()["redis"]["url"] == "rediss://cache:6379/2"
+    assert settings.effective()["upstream"]["api_key"] == "********"
+
+
+def test_secret_in_refused_value_is_not_repeated() -> None:
+    """An error about a secret setting does not quote it."""
+    assert "s3cret" not in str(refused(environ={"GATEWAY_REDIS_URL": "s3cret@host"}))
+    assert "s3cret" not in str(refused(environ={"HYPERLEAP_BASE_URL": "https://me:s3cret@host"}))
+
+
+def test_upstream_key_in_file_is_read_stripped(tmp_path: Path) -> None:
+    """A mounted secret works with the newline that editors add, and is read again after a rotation."""
+    path = tmp_path / "key"
+    path.write_text("hl-key\n")
+    upstream = UpstreamSettings(api_key_file=path)
+    assert upstream.key().reveal() == "hl-key"
+    path.write_text("hl-new")
+    assert upstream.key().reveal() == "hl-new"
+
+
+def test_upstream_key_that_cannot_work_is_refused(tmp_path: Path) -> None:
+    """A key that is missing, empty or no header value is refused with the variable's name."""
+    path = tmp_path / "key"
+    with pytest.raises(SettingsError, match="HYPERLEAP_API_KEY_FILE: cannot read"):
+        UpstreamSettings(api_key_file=path).key()
+    path.write_text(" \n")
+    with pytest.raises(SettingsError, match="is empty"):
+        UpstreamSettings(api_key_file=path).key()
+    with pytest.raises(SettingsError, match="HYPERLEAP_API_KEY: give"):
+        UpstreamSettings().key()
+    with pytest.raises(SettingsError, match="one line") as caught:
+        UpstreamSettings(api_key=Secret("hl-key\r\nx: y")).key()
+    assert "hl-key" not in str(caught.value)
+
+
+def test_sections_constructed_in_code_are_checked_too() -> None:
+    """A section made in a test or a tool obeys the same bounds as one that was loaded."""
+    with pytest.raises(SettingsError, match="port: must be at least 0"):
+        ServerSettings(port=-1)
+    with pytest.raises(SettingsError, match="log_ttl_s"):
+        TurnSettings(log_ttl_s=0)
+    with pytest.raises(SettingsError, match="ttl_s"):
+        SessionSettings(ttl_min_s=1000)
+
+
+def test_settings_are_frozen() -> None:
+    """Nothing changes a setting after the start."""
+    with pytest.raises(AttributeError):
+        Settings().server = ServerSettings()  # type: ignore[misc]
+
+
+def test_every_field_is_documented() -> None:
+    """Each field has its one line of documentation beside it."""
+    assert "|  |" not in reference()
+
+
+def test_reference_page_is_current() -> None:
+    """docs/settings.md is what the code says: `python -m gateway.settings > gateway/docs/settings.md`."""
+    page = Path(settings_module.__file__).parent / "docs" / "settings.md"
+    assert page.read_text("utf-8") == reference()
