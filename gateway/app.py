@@ -23,7 +23,7 @@ from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
 from gateway.store.tenants import RedisKeys
 from gateway.telemetry.metrics import Metrics
-from gateway.transports import conversations, middleware, ops, page, turns, websocket
+from gateway.transports import conversations, docs, middleware, ops, page, turns, websocket
 from gateway.transports.edge import EDGE, Edge, EdgeRules
 from gateway.upstream.client import HyperleapClient, UpstreamRules
 from gateway.upstream.observer import UpstreamObserver
@@ -135,7 +135,7 @@ def public_app(edge: Edge, *, with_page: bool) -> web.Application:
     )
     app[EDGE] = edge
     app.on_response_prepare.append(middleware.prepare)
-    for door in (conversations, turns, websocket):
+    for door in (conversations, turns, websocket, docs):
         app.add_routes(door.routes)
     if with_page:
         app.add_routes(page.routes)
@@ -193,6 +193,7 @@ def _edge_rules(settings: Settings) -> EdgeRules:
         body_timeout_s=settings.server.body_timeout_s,
         keepalive_s=settings.streams.keepalive_s,
         reader_lag_s=settings.streams.reader_lag_s,
+        reader_lag_bytes=settings.streams.reader_lag_bytes,
         retry_ms=settings.streams.retry_ms,
         subscriptions_max=settings.websocket.subscriptions_max,
         commands_per_s=settings.websocket.commands_per_s,

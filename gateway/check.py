@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.core.errors import GatewayError
-from gateway.settings import Settings
+from gateway.secret_files import load
+from gateway.settings import Settings, SettingsError
 from gateway.store.embedded import find_servers
 from gateway.store.redis import Redis, text
 from gateway.upstream.client import HyperleapClient
@@ -22,6 +23,17 @@ class Finding:
     subject: str
     ok: bool
     words: str
+
+
+def check_secrets(settings: Settings) -> Finding:
+    """Look at the files with pepper and signing key; those that a first start makes are not made here."""
+    if settings.redis.url is None:
+        return Finding("secrets", True, f"made once in {settings.server.data_dir} unless given")
+    try:
+        load(settings, embedded=False)
+    except SettingsError as error:
+        return Finding("secrets", False, str(error))
+    return Finding("secrets", True, "pepper and signing key can be read")
 
 
 async def check_store(settings: Settings) -> Finding:

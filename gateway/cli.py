@@ -112,6 +112,7 @@ def demo(
                     "upstream.api_key": stand_in.api_key,
                     "upstream.persona_id": parts.PERSONA_ID,
                     "default_tenant.anonymous": True,
+                    **{f"default_tenant.turns_per_min.{who}": parts.TURNS_PER_MIN for who in parts.CAPPED},
                 },
             )
             await lifecycle.serve(
@@ -147,6 +148,7 @@ def check(config: Path | None, redis_url: str | None) -> None:
         client = upstream_client(settings, None)
         try:
             return [
+                checks.check_secrets(settings),
                 await checks.check_store(settings),
                 await checks.check_upstream(client, settings.upstream.base_url),
             ]
@@ -156,7 +158,9 @@ def check(config: Path | None, redis_url: str | None) -> None:
     findings = _run(run())
     console.print()
     for finding in findings:
-        console.print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.words}", markup=False)
+        console.print(
+            f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.words}", markup=False, soft_wrap=True
+        )
     if not all(finding.ok for finding in findings):
         sys.exit(1)
 
@@ -185,6 +189,8 @@ def _flat(tree: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
     for name, value in tree.items():
         if isinstance(value, dict) and value:
             rows += _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, bool):
+            rows.append((prefix + name, str(value).lower()))
         else:
             rows.append((prefix + name, "–" if value in (None, [], {}) else str(value)))
     return rows

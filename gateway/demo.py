@@ -26,6 +26,8 @@ STOP_TIMEOUT_S: Final = 5.0
 PERSONA_ID: Final = str(uuid.uuid5(uuid.NAMESPACE_DNS, "demo.hyperleap-gateway"))
 USER_ID: Final = "demo-user"
 TOKEN_TTL_S: Final = 86_400
+TURNS_PER_MIN: Final = 100_000  # nobody is to be kept from trying; nothing here costs money
+CAPPED: Final = ("tenant", "user", "address")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

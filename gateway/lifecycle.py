@@ -18,9 +18,10 @@ from aiohttp import web
 
 from gateway.app import Gateway, build
 from gateway.core.identity import KeyKind, TenantId
+from gateway.options import normal_origin
 from gateway.secret_files import load as load_secrets
 from gateway.settings import Settings
-from gateway.store.embedded import EmbeddedValkey
+from gateway.store.embedded import EmbeddedError, EmbeddedValkey
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import watch_loop
 
@@ -122,8 +123,17 @@ async def _store(settings: Settings, stopped: asyncio.Event) -> AsyncIterator[st
         return
     valkey = EmbeddedValkey(settings.server.data_dir)
     await valkey.open()
+
+    def lost(died: asyncio.Future[str]) -> None:
+        if not died.cancelled():
+            log_event(logger, logging.CRITICAL, "store.lost", reason=died.result())
+            stopped.set()
+
+    valkey.died.add_done_callback(lost)
     try:
         yield valkey.url
+        if valkey.died.done() and not valkey.died.cancelled():
+            raise EmbeddedError(valkey.died.result())
     finally:
         await valkey.aclose()
 
@@ -153,7 +163,7 @@ def _own_origins(settings: Settings, url: str) -> frozenset[str]:
         return frozenset()
     origins = {url}
     if settings.server.public_url is not None:
-        origins.add(settings.server.public_url)
+        origins.add(normal_origin(settings.server.public_url))
     if settings.server.host in LOOPBACK or settings.server.host in ANY:
         port = url.rpartition(":")[2]
         origins |= {f"http://127.0.0.1:{port}", f"http://localhost:{port}"}

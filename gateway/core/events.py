@@ -142,7 +142,7 @@ def is_ending(event: Event) -> bool:
 
 def advance(event: Event) -> int:
     """Return by how much an event moves the position."""
-    return len(event.text) if type(event) is TextDelta else 1
+    return (len(event.text) or 1) if type(event) is TextDelta else 1
 
 
 def after(entries: Iterable[Entry], position: int) -> list[Entry]:

@@ -44,9 +44,9 @@ class Persona:
 class TurnRates:
     """The plain cap on turns a minute, counted per tenant, per user and per client address."""
 
-    tenant_per_min: int = 600
-    user_per_min: int = 30
-    address_per_min: int = 60
+    tenant_per_min: int = 6000
+    user_per_min: int = 60
+    address_per_min: int = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

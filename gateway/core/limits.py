@@ -8,9 +8,11 @@ as a Lua script in Redis; a test holds the two against each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from gateway.core.identity import TenantId
+
+ROUNDING_S: Final = 1e-6  # a wait below this is an interval that is no exact number, not a request too many
 
 
 class Limit(NamedTuple):
@@ -34,7 +36,7 @@ def gcra(tat_s: float, now_s: float, limit: float, period_s: float) -> tuple[flo
     interval_s = period_s / limit
     new_tat_s = max(tat_s, now_s) + interval_s
     wait_s = new_tat_s - period_s - now_s
-    return new_tat_s, max(0.0, wait_s)
+    return new_tat_s, wait_s if wait_s > ROUNDING_S else 0.0
 
 
 class Limiter(Protocol):

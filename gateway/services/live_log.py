@@ -7,6 +7,7 @@ are in the store, so a long answer costs its text and little more.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -14,6 +15,8 @@ from typing import Final, Protocol
 from gateway.core.conversation import ConversationId
 from gateway.core.events import Entry, Event, MessageStarted, TextDelta, advance, after, is_ending, merged
 from gateway.core.turn import TurnId
+
+logger = logging.getLogger(__name__)
 
 SHOWN_EARLY: Final = frozenset({MessageStarted, TextDelta})
 PAGE: Final = 256  # entries that a reader behind takes at once …
@@ -160,7 +163,12 @@ class LiveLog:
         if self._readers:
             batch = Batch(self.turn_id, self.conversation_id, entries)
             for reader in tuple(self._readers):  # a reader that falls behind detaches meanwhile
-                reader.pushed(batch)
+                try:
+                    reader.pushed(batch)
+                except Exception:  # one reader's connection must not end the turn for all
+                    logger.exception("reader.crashed")
+                    self.detach(reader)
+                    reader.released()
 
 
 def _position(entry: Entry) -> int:

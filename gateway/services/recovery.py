@@ -68,5 +68,6 @@ class Recovery:
             return False
         # The cached transcript lacks this turn; the vendor's copy is whole.
         await self._conversations.forget(tenant, record.conversation_id)
+        self._metrics.turn_recovered(tenant)
         log_event(logger, logging.WARNING, "turn.recovered", turn_id=turn_id, tenant=tenant, state="failed")
         return True

@@ -56,6 +56,8 @@ class Subscription:
         self.turn_id = turn_id
         self.conversation_id = conversation_id
         self.position = position
+        self.resumed = position > 0
+        self.replayed = 0  # events that were pulled, deltas merged
         self._subscriptions = subscriptions
         self._tenant = tenant
         self._live = live
@@ -70,6 +72,7 @@ class Subscription:
             if batch is not None:
                 await sink.write(batch)
                 self._advance(batch)
+                self.replayed += len(batch.entries)
             elif self._live is None:
                 await asyncio.sleep(POLL_S)
             elif self._live.abandoned:
@@ -143,11 +146,18 @@ class Subscriptions:
         self._conversations = conversations
         self._metrics = metrics
 
-    async def open(self, principal: Principal, turn_id: TurnId, after: EventId | None) -> Subscription | None:
+    async def open(
+        self,
+        principal: Principal,
+        turn_id: TurnId,
+        after: EventId | None,
+        conversation_id: ConversationId | None = None,
+    ) -> Subscription | None:
         """Open a reader of a turn from a cursor, or from the beginning; None when the cursor is at the ending.
 
-        Raises GatewayError: not_found; invalid_cursor for a cursor of another turn or beyond the log;
-        history_lost, with the text so far, when the log is gone.
+        ``conversation_id`` is given where the turn must be one of that conversation.
+        Raises GatewayError: not_found; invalid_cursor for a cursor of another turn, of another conversation
+        or beyond the log; history_lost, with the text so far, when the log is gone.
         """
         if after is not None and after.turn_id != turn_id:
             raise GatewayError(Code.INVALID_CURSOR, "The cursor is of another turn.", field="after")
@@ -158,6 +168,7 @@ class Subscriptions:
             if turn.tenant.id != tenant or turn.conversation.owner != principal.user_hash:
                 raise GatewayError(Code.NOT_FOUND)
             self._check_persona(principal, turn.conversation.persona)
+            _check_conversation(turn.conversation.id, conversation_id)
             if position > turn.live.position:
                 raise _beyond()
             return Subscription(self, tenant, turn_id, turn.conversation.id, position, turn.live)
@@ -166,6 +177,7 @@ class Subscriptions:
             raise GatewayError(Code.NOT_FOUND)
         if principal.personas is not None:
             await self._conversations.owned(principal, record.conversation_id)
+        _check_conversation(record.conversation_id, conversation_id)
         subscription = Subscription(self, tenant, turn_id, record.conversation_id, position, None)
         if record.state.ended and not await self.log.read(tenant, turn_id, position, 1):
             if position and await self.log.read(tenant, turn_id, position - 1, 1):
@@ -204,6 +216,11 @@ class Subscriptions:
         return GatewayError(
             Code.HISTORY_LOST, "The turn ended too long ago to be replayed; `text` is its answer.", extra=extra
         )
+
+
+def _check_conversation(found: ConversationId, wanted: ConversationId | None) -> None:
+    if wanted is not None and found != wanted:
+        raise GatewayError(Code.INVALID_CURSOR, "The cursor is of another conversation.", field="after")
 
 
 def _beyond() -> GatewayError:

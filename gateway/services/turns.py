@@ -203,7 +203,7 @@ class Turn:
         error = await self._over
         await self._owner.journal.close(self._journal_entry)
         if self._fenced:
-            self.live.abandon()
+            self._abandon()
         else:
             await self._settle(self._ending(error))
 
@@ -255,7 +255,7 @@ class Turn:
                 await self._owner.log.finish(self.tenant.id, self.conversation.id, self.turn_id, 1, entries, messages)
                 break
             except Fenced:
-                live.abandon()
+                self._abandon()
                 return
             except GatewayError:
                 if attempt == FINISH_ATTEMPTS - 1:
@@ -264,6 +264,14 @@ class Turn:
         live.add([ending])
         live.saved(live.position)
         self._count(ending)
+
+    def _abandon(self) -> None:
+        """Leave the turn to the worker that took it over, which writes its ending and its tokens."""
+        self.live.abandon()
+        seconds = time.monotonic() - self.started_at_s
+        self._owner.metrics.turn_ended(
+            self.tenant.id, self.conversation.persona, TurnState.FAILED, Code.WORKER_LOST, seconds
+        )
 
     def _answer(self, ending: Ending) -> Message:
         completed = isinstance(ending, TurnCompleted)
@@ -395,11 +403,15 @@ class Turns:
         if turn is not None:
             if turn.tenant.id != principal.tenant.id or turn.conversation.owner != principal.user_hash:
                 raise GatewayError(Code.NOT_FOUND)
+            if principal.personas is not None and turn.conversation.persona not in principal.personas:
+                raise GatewayError(Code.NOT_FOUND)
             turn.stop(reason)
             return TurnState.STOPPING
         record = await self.log.record(principal.tenant.id, turn_id)
         if record is None or record.owner != principal.user_hash:
             raise GatewayError(Code.NOT_FOUND)
+        if principal.personas is not None:
+            await self._conversations.owned(principal, record.conversation_id)
         if record.state.ended:
             return record.state
         await self.log.request_stop(principal.tenant.id, turn_id, reason)

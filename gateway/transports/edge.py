@@ -39,6 +39,7 @@ class EdgeRules:
     body_timeout_s: float = 30.0
     keepalive_s: float = 15.0
     reader_lag_s: float = 30.0
+    reader_lag_bytes: int = 1_048_576
     retry_ms: int = 2000
     subscriptions_max: int = 64
     commands_per_s: float = 20.0

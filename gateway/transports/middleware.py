@@ -122,6 +122,7 @@ async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> Non
     trace = request.get(_TRACE)
     if trace is not None:
         headers["traceparent"] = trace
+    headers[hdrs.SERVER] = "hyperleap-gateway"
     headers.setdefault("X-Content-Type-Options", "nosniff")
     if not isinstance(request, web.Request):
         return

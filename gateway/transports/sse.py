@@ -91,6 +91,8 @@ class SseStream:
             self._keepalive.cancel()
             self._edge.open.discard(self)
             metrics.stream_closed("sse")
+            if subscription.resumed:
+                metrics.resumed("sse", subscription.replayed)
         await self.response.write_eof()
         return self.response
 
@@ -100,6 +102,9 @@ class SseStream:
         transport = self._transport
         if transport.is_closing():
             return True  # the handler is about to be cancelled
+        if transport.get_write_buffer_size() > self._edge.rules.reader_lag_bytes:
+            self._let_go()
+            return True
         transport.write(batch.encoded(self._encoder))
         self._written_at_s = self._loop.time()
         return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
@@ -114,12 +119,16 @@ class SseStream:
             async with asyncio.timeout(self._edge.rules.reader_lag_s):
                 await writer.drain()
         except TimeoutError:
-            self._edge.metrics.reader_lagged("sse")
-            log_event(logger, logging.INFO, "reader.lagged", transport="sse")
-            self._transport.abort()
+            self._let_go()
             raise ConnectionResetError("reader lagged") from None
         if self._transport.is_closing():
             raise ConnectionResetError("client left")
+
+    def _let_go(self) -> None:
+        """Cut off a reader that lags more than allowed; it can come back with its cursor."""
+        self._edge.metrics.reader_lagged("sse")
+        log_event(logger, logging.INFO, "reader.lagged", transport="sse")
+        self._transport.abort()
 
     # --- beside the events ---------------------------------------------------------------------------------------
 

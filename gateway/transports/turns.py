@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import hdrs, web
 
+from gateway.core.conversation import ConversationId
 from gateway.core.errors import GatewayError
 from gateway.core.events import Ending, TurnCompleted, TurnFailed, TurnStopped
 from gateway.core.identity import Principal
@@ -56,13 +57,13 @@ async def start(request: web.Request) -> web.StreamResponse:
     return await _wait(request, principal, started.turn_id)
 
 
-@routes.get("/v1/turns/{turn_id}/events")
+@routes.get("/v1/turns/{turn_id}/events", allow_head=False)  # a stream is its body
 async def follow_turn(request: web.Request) -> web.StreamResponse:
     principal = principal_of(request)
     return await _follow(request, principal, turn_id_of(request))
 
 
-@routes.get("/v1/conversations/{conversation_id}/events")
+@routes.get("/v1/conversations/{conversation_id}/events", allow_head=False)
 async def follow_conversation(request: web.Request) -> web.StreamResponse:
     """Follow the turn that the cursor is of, else the active one; 204 when there is neither."""
     principal = principal_of(request)
@@ -70,7 +71,7 @@ async def follow_conversation(request: web.Request) -> web.StreamResponse:
     active = await request.app[EDGE].subscriptions.active_turn(principal, conversation_id)
     cursor = cursor_of(request)
     if cursor is not None:
-        return await _follow(request, principal, cursor.turn_id)
+        return await _follow(request, principal, cursor.turn_id, conversation_id)
     if active is None:
         return web.Response(status=204)
     return await _follow(request, principal, active)
@@ -84,14 +85,14 @@ async def stop(request: web.Request) -> web.Response:
     return json_answer({"turn_id": turn_id, "state": state})
 
 
-async def _follow(request: web.Request, principal: Principal, turn_id: TurnId) -> web.StreamResponse:
+async def _follow(
+    request: web.Request, principal: Principal, turn_id: TurnId, conversation_id: ConversationId | None = None
+) -> web.StreamResponse:
     edge = request.app[EDGE]
     cursor = cursor_of(request) if request.method == hdrs.METH_GET else None
-    subscription = await edge.subscriptions.open(principal, turn_id, cursor)
+    subscription = await edge.subscriptions.open(principal, turn_id, cursor, conversation_id)
     if subscription is None:
         return web.Response(status=204)  # the ending was delivered: an EventSource stops reconnecting
-    if cursor is not None:
-        edge.metrics.resumed("sse", 0)
     return await SseStream(request, turn_id).deliver(subscription)
 
 

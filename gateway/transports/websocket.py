@@ -39,7 +39,7 @@ from gateway.services.live_log import Batch
 from gateway.services.subscriptions import Subscription
 from gateway.services.turns import Turn
 from gateway.telemetry.logging import event as log_event
-from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, address_of, checked_uuid, origin_of
+from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, address_of, bearer, checked_uuid, origin_of
 from gateway.transports.sse import HIGH_WATER_BYTES
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ SUBPROTOCOL: Final = "hyperleap.chat.v1"
 TOKEN_ENTRY: Final = "hgt."  # a second subprotocol entry that carries the token, never echoed
 
 
-@routes.get("/v1/ws")
+@routes.get("/v1/ws", allow_head=False)
 async def connect(request: web.Request) -> web.StreamResponse:
     """Upgrade, then serve commands until the socket closes."""
     return await Socket(request).serve()
@@ -69,6 +69,9 @@ class _SocketSink:
     def push(self, batch: Batch, /) -> bool:
         transport = self._socket.transport
         if self._socket.closed or transport.is_closing():
+            return True
+        if transport.get_write_buffer_size() > self._socket.lag_max_bytes:
+            self._socket.let_go()
             return True
         transport.write(batch.encoded(encode_frames))
         return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
@@ -102,6 +105,7 @@ class Socket:
         self._watched: set[ConversationId] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self._arrival_s = 0.0
+        self.lag_max_bytes = rules.reader_lag_bytes
 
     @property
     def closed(self) -> bool:
@@ -144,10 +148,12 @@ class Socket:
     # --- who it is -----------------------------------------------------------------------------------------------
 
     async def _authenticate(self) -> None:
-        """Take the token from the subprotocol entries or from the first frame; raises GatewayError."""
+        """Take the token from a subprotocol entry (browsers), a header (apps) or the first frame."""
         offered = self._request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "")
         entries = [entry.strip() for entry in offered.split(",")]
         token = next((entry[len(TOKEN_ENTRY) :] for entry in entries if entry.startswith(TOKEN_ENTRY)), None)
+        if token is None and hdrs.AUTHORIZATION in self._request.headers:
+            token = bearer(self._request)
         if token is not None:
             self._admit(token)
             return
@@ -264,8 +270,6 @@ class Socket:
             await self._ack(command.request_id, {"turn_id": turn_id, "ended": subscription is None})
             if subscription is not None:
                 self._deliver(subscription)
-                if after is not None:
-                    self._edge.metrics.resumed("websocket", 0)
             return
         conversation_id = _conversation(command.conversation_id or "")
         active = await self._edge.subscriptions.active_turn(self._user, conversation_id)
@@ -320,6 +324,8 @@ class Socket:
             logger.exception("delivery.crashed")
             self._spawn_close(GatewayError(Code.INTERNAL))
         finally:
+            if subscription.resumed:
+                self._edge.metrics.resumed("websocket", subscription.replayed)
             if self._deliveries.get(turn_id) is asyncio.current_task():
                 del self._deliveries[turn_id]
 
@@ -329,12 +335,16 @@ class Socket:
             async with asyncio.timeout(self._edge.rules.reader_lag_s):
                 await self._request.writer.drain()
         except TimeoutError:
-            self._edge.metrics.reader_lagged("websocket")
-            log_event(logger, logging.INFO, "reader.lagged", transport="websocket")
-            self.transport.abort()
+            self.let_go()
             raise ConnectionResetError("reader lagged") from None
         if self.transport.is_closing():
             raise ConnectionResetError("client left")
+
+    def let_go(self) -> None:
+        """Cut off a connection that lags more than allowed; its client can come back with its cursors."""
+        self._edge.metrics.reader_lagged("websocket")
+        log_event(logger, logging.INFO, "reader.lagged", transport="websocket")
+        self.transport.abort()
 
     # --- answers -------------------------------------------------------------------------------------------------
 

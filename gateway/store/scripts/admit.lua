@@ -14,6 +14,7 @@ for i = 1, #KEYS do
 end
 if refused > 0 then return {refused, math.ceil(wait)} end
 for i = 1, #KEYS do
-  redis.call('SET', KEYS[i], string.format('%.0f', arrivals[i]), 'PX', math.ceil((arrivals[i] - now) / 1000) + 1)
+  -- Rounded down: an interval that is no whole number of microseconds must not take one from the burst.
+  redis.call('SET', KEYS[i], string.format('%.0f', math.floor(arrivals[i])), 'PX', math.ceil((arrivals[i] - now) / 1000) + 1)
 end
 return {0, 0}
