@@ -1,0 +1,156 @@
+"""Fixtures that every room shares: a real store, the simulator, and a whole gateway on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+
+from gateway.app import Gateway, build
+from gateway.core.identity import KeyKind, TenantId
+from gateway.secret_files import SecretKeys
+from gateway.settings import load
+from gateway.simulator.server import Simulator, SimulatorSettings
+from gateway.store.embedded import EmbeddedValkey
+
+PERSONA_ID = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
+VENDOR_KEY = "vendor-key-that-must-never-leave-the-gateway"
+SECRETS = SecretKeys(pepper=b"pepper-of-the-tests-32-bytes-long", signing_key=b"signing-key-of-the-tests-32-bytes")
+
+
+@pytest.fixture(scope="session")
+def store_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A Valkey of the test run's own; tests share it, so they use tenants or conversations of their own."""
+    loop = asyncio.new_event_loop()
+    valkey = EmbeddedValkey(tmp_path_factory.mktemp("valkey"))
+    loop.run_until_complete(valkey.open())
+    try:
+        yield valkey.url
+    finally:
+        loop.run_until_complete(valkey.aclose())
+        loop.close()
+
+
+@dataclass(slots=True)
+class Running:
+    """A gateway on loopback with its simulator, and a client that speaks to it."""
+
+    gateway: Gateway
+    simulator: Simulator
+    url: str
+    internal_url: str
+    http: ClientSession
+    secret_key: str
+    publishable_key: str
+    tenant: str
+    _tokens: dict[str, str] = field(default_factory=dict)
+
+    async def token(self, user_id: str = "u1", **fields: Any) -> str:
+        """Mint a session token with the tenant's secret key."""
+        body = {"user_id": user_id, **fields}
+        async with self.http.post(
+            f"{self.url}/v1/sessions", json=body, headers={"Authorization": f"Bearer {self.secret_key}"}
+        ) as response:
+            assert response.status == 201, await response.text()
+            return str((await response.json())["token"])
+
+    async def user(self, user_id: str = "u1", **fields: Any) -> dict[str, str]:
+        """Return the headers of a user's requests."""
+        return {"Authorization": f"Bearer {await self.token(user_id, **fields)}"}
+
+    async def conversation(self, headers: dict[str, str], **fields: Any) -> str:
+        async with self.http.post(f"{self.url}/v1/conversations", json=fields, headers=headers) as response:
+            assert response.status == 201, await response.text()
+            return str((await response.json())["id"])
+
+
+StartGateway = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def start_gateway(store_url: str, tmp_path: Path) -> AsyncIterator[StartGateway]:
+    """Start gateways: ``await start_gateway(simulator={...}, environ={...}, toml="...")``; all end with the test.
+
+    Each has a tenant of its own unless ``tenant`` is given, so tests share the store without meeting.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(
+            *,
+            simulator: dict[str, Any] | Simulator | None = None,
+            environ: dict[str, str] | None = None,
+            toml: str = "",
+            tenant: str | None = None,
+            redis_url: str | None = None,
+        ) -> Running:
+            if isinstance(simulator, Simulator):
+                stand_in = simulator
+            else:
+                options = {"api_key": VENDOR_KEY, "rate_per_s": 200.0, "first_token_s": 0.0, **(simulator or {})}
+                stand_in = await stack.enter_async_context(Simulator(SimulatorSettings(**options)))
+            name = tenant or f"t-{uuid.uuid4().hex[:12]}"
+            config = tmp_path / f"{name}-{uuid.uuid4().hex[:6]}.toml"
+            config.write_text(toml or TENANT_TOML.format(tenant=name, persona=PERSONA_ID), "utf-8")
+            environment = {"HYPERLEAP_API_KEY": VENDOR_KEY, "HYPERLEAP_BASE_URL": stand_in.url, **(environ or {})}
+            if stand_in.ca_file is not None:
+                environment["HYPERLEAP_CA_FILE"] = str(stand_in.ca_file)
+            settings = load(config, environment)
+            gateway = build(settings, redis_url=redis_url or store_url, secrets=SECRETS)
+            stack.push_async_callback(gateway.aclose)
+            stack.push_async_callback(gateway.turns.aclose, grace_s=0)
+            url = await _listen(stack, gateway.public)
+            internal_url = await _listen(stack, gateway.internal)
+            gateway.auth.allow_origins(frozenset({url}))
+            tenant_id = next(iter(gateway.auth.tenants))
+            return Running(
+                gateway=gateway,
+                simulator=stand_in,
+                url=url,
+                internal_url=internal_url,
+                http=await stack.enter_async_context(ClientSession()),
+                secret_key=await _key(gateway, tenant_id, KeyKind.SECRET),
+                publishable_key=await _key(gateway, tenant_id, KeyKind.PUBLISHABLE),
+                tenant=tenant_id,
+            )
+
+        yield start
+
+
+@pytest.fixture
+async def running(start_gateway: StartGateway) -> Running:
+    """One gateway with a tenant of its own: personas ``default`` and ``other``, origin https://app.example."""
+    return await start_gateway()
+
+
+TENANT_TOML = """
+[tenants.{tenant}]
+origins = ["https://app.example"]
+anonymous = true
+turns_per_min = {{ tenant = 100000, user = 100000, address = 100000 }}
+
+[tenants.{tenant}.personas.default]
+persona_id = "{persona}"
+replacements = ["name"]
+
+[tenants.{tenant}.personas.other]
+persona_id = "0c5fdd25-6fd5-4dbb-b6a4-0a8b2ab9d3a7"
+"""
+
+
+async def _key(gateway: Gateway, tenant: TenantId, kind: KeyKind) -> str:
+    return await gateway.auth.mint_key(tenant, kind, "tests", replace=False)
+
+
+async def _listen(stack: contextlib.AsyncExitStack, app: web.Application) -> str:
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return f"http://127.0.0.1:{runner.addresses[0][1]}"
