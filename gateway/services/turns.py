@@ -1,7 +1,6 @@
-"""Turns: each a task of this service that owns one answer from the vendor's first byte to its settled ending.
+"""Starts, finds, stops and drains the turns of this worker; each runs in a task of this service.
 
 Connections come and go (see ``subscriptions``); a turn goes on until the vendor, a stop or a deadline ends it.
-The answer is driven by callbacks from the upstream connection: no task wakes for an event.
 """
 
 from __future__ import annotations
@@ -11,63 +10,27 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
-from gateway.core.conversation import Conversation, ConversationId, Message
+from gateway.core.conversation import Conversation, ConversationId
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import (
-    ENDING_STATE,
-    Ending,
-    Entry,
-    Event,
-    EventLog,
-    Fenced,
-    MessageCitations,
-    MessageExtra,
-    MessageModerated,
-    MessageStarted,
-    TextDelta,
-    TurnCompleted,
-    TurnError,
-    TurnFailed,
-    TurnStarted,
-    TurnStopped,
-)
-from gateway.core.identity import Principal, Tenant
-from gateway.core.turn import (
-    AnswerItem,
-    Chat,
-    StopReason,
-    TurnId,
-    TurnState,
-    Upstream,
-    Usage,
-    estimate_usage,
-)
+from gateway.core.events import EventLog
+from gateway.core.identity import Principal
+from gateway.core.turn import StopReason, TurnId, TurnState, Upstream
 from gateway.services.admission import Admission
 from gateway.services.conversations import Conversations
 from gateway.services.journal import Journal
-from gateway.services.live_log import LiveLog
 from gateway.services.recovery import Recovery
+from gateway.services.turn import FINISH_ATTEMPTS, FINISH_PAUSE_S, Turn, TurnPorts, TurnRules
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import Metrics
+
+__all__ = ["Started", "Turn", "TurnRules", "Turns"]
 
 logger = logging.getLogger(__name__)
 
 IDEMPOTENCY_KEY_MAX_CHARS: Final = 255
-FINISH_ATTEMPTS: Final = 20  # about 10 s of a store that is away before the ending is shown unsaved
-FINISH_PAUSE_S: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnRules:
-    """Bounds of a turn. Sizes are code points."""
-
-    answer_max_chars: int = 1_000_000
-    message_max_chars: int = 32_000
 
 
 class Started(NamedTuple):
@@ -76,250 +39,6 @@ class Started(NamedTuple):
     turn_id: TurnId
     ordinal: int
     repeated: bool
-
-
-class Turn:
-    """One answer under way; a ChatReceiver. Created by ``Turns`` once the conversation is claimed."""
-
-    def __init__(
-        self, owner: Turns, tenant: Tenant, conversation: Conversation, message: str, turn_id: TurnId, ordinal: int
-    ) -> None:
-        self.tenant = tenant
-        self.conversation = conversation
-        self.message = message
-        self.turn_id = turn_id
-        self.live = LiveLog(turn_id, conversation.id, Entry(1, TurnStarted(turn_id, conversation.id, ordinal)))
-        self.started_at_s = time.monotonic()
-        self._started_at = _now()
-        self._owner = owner
-        self._journal_entry = owner.journal.open(
-            tenant.id, self.live, epoch=1, on_stop=self.stop, on_fenced=self._let_go
-        )
-        self._gaps = owner.metrics.gap_histogram(tenant.id, conversation.persona)
-        self._last_item_s = 0.0
-        self._over: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
-        self._chat: Chat | None = None
-        self._stop: StopReason | None = None
-        self._fenced = False
-        self._parts: list[str] = []
-        self._chars = 0
-        self._message_id: str | None = None
-        self._run_id: str | None = None
-        self._finish_reason: str | None = None
-        self._usage: Usage | None = None
-        self._citations: list[dict[str, Any]] = []
-        self._announced = False
-
-    # --- ChatReceiver: called from the upstream connection -------------------------------------------------------
-
-    def chat_items(self, items: Sequence[AnswerItem], /) -> None:
-        if self._over.done():
-            return
-        now_s = time.monotonic()
-        if self._last_item_s:
-            self._gaps.observe(now_s - self._last_item_s)
-        self._last_item_s = now_s
-        events: list[Event] = []
-        for item in items:
-            self._take(item, events)
-        if events:
-            self.live.add(events)
-            self._owner.journal.touch(self._journal_entry)
-        if self._chars > self._owner.rules.answer_max_chars:
-            self._end_with(GatewayError(Code.ANSWER_TOO_LONG))
-
-    def chat_ended(self, error: GatewayError | None, /) -> None:
-        if not self._over.done():
-            self._over.set_result(error)
-
-    def _take(self, item: AnswerItem, events: list[Event]) -> None:
-        text = item.text
-        if item.message_id is not None and self._message_id is None:
-            self._message_id = item.message_id
-        if item.run_id is not None and self._run_id is None:
-            self._run_id = item.run_id
-        if item.index or item.role not in (None, "assistant"):
-            events.append(MessageExtra(item.index, item.role, item.name, item.tool_call_id, text))
-        else:
-            if not self._announced:
-                self._announced = True
-                self._owner.metrics.first_token(
-                    self.tenant.id, self.conversation.persona, time.monotonic() - self.started_at_s
-                )
-                events.append(MessageStarted(self._message_id, self._run_id, "assistant"))
-            if text:
-                self._parts.append(text)
-                self._chars += len(text)
-                events.append(TextDelta(text))
-            if item.finish_reason is not None:
-                self._finish_reason = item.finish_reason
-        if item.moderation:
-            events.append(MessageModerated(item.moderation))
-        if item.citations:
-            self._citations += item.citations
-            events.append(MessageCitations(item.citations))
-        if item.usage is not None:
-            self._usage = Usage(*item.usage, "reported")
-
-    # --- ending --------------------------------------------------------------------------------------------------
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop is not None
-
-    def stop(self, reason: StopReason) -> None:
-        """End the turn for a reason of ours; the upstream stream is reset at once. Safe to repeat."""
-        if not self._over.done():
-            self._stop = reason
-            self._end_with(None)
-
-    def _let_go(self) -> None:
-        """Another worker owns this turn: stop without writing anything."""
-        self._fenced = True
-        if not self._over.done():
-            self._end_with(None)
-
-    def _end_with(self, error: GatewayError | None) -> None:
-        self._over.set_result(error)
-        if self._chat is not None:
-            self._chat.cancel()
-
-    async def run(self) -> None:
-        """Send the message, wait for the answer's end and settle it. Only this task writes the ending."""
-        opening = asyncio.ensure_future(self._owner.upstream.open_chat(self.conversation.id, self.message, self))
-        first: set[asyncio.Future[Any]] = {opening, self._over}
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if self._over.done() and not opening.done():
-            opening.cancel()  # stopped while the message was waiting for a stream
-        try:
-            self._chat = await opening
-        except GatewayError as refused:
-            self.chat_ended(refused)
-        except asyncio.CancelledError:
-            if not self._over.done():
-                raise
-        if self._over.done() and self._chat is not None:
-            self._chat.cancel()  # a stop that fell between the two; no effect on an answer that ended by itself
-        error = await self._over
-        await self._owner.journal.close(self._journal_entry)
-        if self._fenced:
-            self._abandon()
-        else:
-            await self._settle(self._ending(error))
-
-    async def crash(self) -> None:
-        """Give a turn whose task failed an honest ending."""
-        await self._owner.journal.close(self._journal_entry)
-        if not self.live.ended:
-            error = GatewayError(Code.INTERNAL)
-            await self._settle(
-                TurnFailed(
-                    self._message_id,
-                    self._run_id,
-                    TurnError(error.code, error.detail, error.wire.retryable),
-                    "".join(self._parts),
-                    self._usage or estimate_usage(self.message, "".join(self._parts)),
-                )
-            )
-
-    def _ending(self, error: GatewayError | None) -> Ending:
-        text = "".join(self._parts)
-        usage = self._usage or estimate_usage(self.message, text)
-        ids = (self._message_id, self._run_id)
-        if self._stop is not None:
-            return TurnStopped(*ids, self._stop, text, usage)
-        if error is not None and self._finish_reason is not None and error.code is not Code.ANSWER_TOO_LONG:
-            # The answer was complete before the stream broke; the oddity is counted, the answer stands.
-            self._owner.metrics.upstream_oddity("broken_after_finish")
-            return TurnCompleted(*ids, self._finish_reason, text, usage)
-        if error is None and self._finish_reason is None:
-            if not self._announced:
-                error = GatewayError(Code.UPSTREAM_TRUNCATED, "Hyperleap ended the answer before it began.")
-            else:
-                self._owner.metrics.upstream_oddity("no_finish_reason")
-                return TurnCompleted(*ids, "unknown", text, usage)
-        if error is not None:
-            told = TurnError(error.code, error.detail, error.wire.retryable, error.vendor_status, error.retry_after_s)
-            return TurnFailed(*ids, told, text, usage)
-        return TurnCompleted(*ids, self._finish_reason or "unknown", text, usage)
-
-    async def _settle(self, ending: Ending) -> None:
-        live = self.live
-        entries = [*live.unsaved(), Entry(live.position + 1, ending)]
-        messages = [
-            Message("user", self.message, turn_id=self.turn_id, created_at=self._started_at),
-            self._answer(ending),
-        ]
-        for attempt in range(FINISH_ATTEMPTS):
-            try:
-                await self._owner.log.finish(self.tenant.id, self.conversation.id, self.turn_id, 1, entries, messages)
-                break
-            except Fenced:
-                self._abandon()
-                return
-            except GatewayError:
-                if attempt == FINISH_ATTEMPTS - 1:
-                    log_event(logger, logging.ERROR, "turn.unsaved", turn_id=self.turn_id, tenant=self.tenant.id)
-                await asyncio.sleep(FINISH_PAUSE_S)
-        live.add([ending])
-        live.saved(live.position)
-        self._count(ending)
-
-    def _abandon(self) -> None:
-        """Leave the turn to the worker that took it over, which writes its ending and its tokens."""
-        self.live.abandon()
-        seconds = time.monotonic() - self.started_at_s
-        self._owner.metrics.turn_ended(
-            self.tenant.id, self.conversation.persona, TurnState.FAILED, Code.WORKER_LOST, seconds
-        )
-
-    def _answer(self, ending: Ending) -> Message:
-        completed = isinstance(ending, TurnCompleted)
-        return Message(
-            "assistant",
-            ending.text,
-            message_id=ending.message_id,
-            run_id=ending.run_id,
-            turn_id=self.turn_id,
-            created_at=_now(),
-            prompt_tokens=ending.usage.prompt_tokens,
-            completion_tokens=ending.usage.completion_tokens,
-            total_tokens=ending.usage.total_tokens,
-            finish_reason=self._finish_reason,
-            state=None if completed else ENDING_STATE[type(ending)],
-            citations=self._citations or None,
-        )
-
-    def _count(self, ending: Ending) -> None:
-        seconds = time.monotonic() - self.started_at_s
-        state = ENDING_STATE[type(ending)]
-        match ending:
-            case TurnCompleted():
-                reason = ending.finish_reason
-            case TurnStopped():
-                reason = str(ending.reason)
-            case TurnFailed():
-                reason = str(ending.error.code)
-        labels = (self.tenant.id, self.conversation.persona)
-        usage = ending.usage
-        metrics = self._owner.metrics
-        metrics.turn_ended(*labels, state, reason, seconds)
-        metrics.tokens_counted(*labels, usage.prompt_tokens, usage.completion_tokens, usage.source)
-        log_event(
-            logger,
-            logging.INFO,
-            "turn.ended",
-            turn_id=self.turn_id,
-            tenant=self.tenant.id,
-            conversation_id=self.conversation.id,
-            persona=self.conversation.persona,
-            state=state,
-            reason=reason,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            usage_source=usage.source,
-            duration_s=round(seconds, 3),
-        )
 
 
 class Turns:
@@ -337,11 +56,10 @@ class Turns:
         metrics: Metrics,
         rules: TurnRules,
     ) -> None:
-        self.upstream = upstream
-        self.log = log
-        self.journal = journal
-        self.metrics = metrics
-        self.rules = rules
+        self._ports = TurnPorts(upstream=upstream, log=log, journal=journal, metrics=metrics, rules=rules)
+        self._log = log
+        self._metrics = metrics
+        self._rules = rules
         self._admission = admission
         self._conversations = conversations
         self._recovery = recovery
@@ -370,10 +88,10 @@ class Turns:
             raise GatewayError(Code.DRAINING, retry_after_s=1.0)
         if not message.strip():
             raise GatewayError(Code.MESSAGE_EMPTY, field="message")
-        if len(message) > self.rules.message_max_chars:
+        if len(message) > self._rules.message_max_chars:
             raise GatewayError(
                 Code.MESSAGE_TOO_LONG,
-                f"A message may have {self.rules.message_max_chars} characters at most.",
+                f"A message may have {self._rules.message_max_chars} characters at most.",
                 field="message",
             )
         if idempotency_key is not None and not 0 < len(idempotency_key) <= IDEMPOTENCY_KEY_MAX_CHARS:
@@ -387,7 +105,7 @@ class Turns:
         started: Started = await asyncio.shield(
             self._spawn(self._begin(principal, conversation, message, idempotency_key))
         )
-        self.metrics.gateway_added(time.monotonic() - received_s)
+        self._metrics.gateway_added(time.monotonic() - received_s)
         return started
 
     def find(self, turn_id: TurnId) -> Turn | None:
@@ -407,14 +125,14 @@ class Turns:
                 raise GatewayError(Code.NOT_FOUND)
             turn.stop(reason)
             return TurnState.STOPPING
-        record = await self.log.record(principal.tenant.id, turn_id)
+        record = await self._log.record(principal.tenant.id, turn_id)
         if record is None or record.owner != principal.user_hash:
             raise GatewayError(Code.NOT_FOUND)
         if principal.personas is not None:
             await self._conversations.owned(principal, record.conversation_id)
         if record.state.ended:
             return record.state
-        await self.log.request_stop(principal.tenant.id, turn_id, reason)
+        await self._log.request_stop(principal.tenant.id, turn_id, reason)
         return TurnState.STOPPING
 
     def watch(self, conversation_id: ConversationId, watcher: Callable[[Turn], None]) -> None:
@@ -452,7 +170,7 @@ class Turns:
         tenant = principal.tenant
         body_hash = hashlib.sha256(message.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         for _ in range(2):  # once more after the turn of a lost worker has been given its ending
-            claim = await self.log.claim(
+            claim = await self._log.claim(
                 tenant.id,
                 conversation.id,
                 TurnId(str(uuid.uuid4())),
@@ -482,9 +200,9 @@ class Turns:
                 )
             case _:
                 raise GatewayError(Code.NOT_FOUND)
-        turn = Turn(self, tenant, conversation, message, claim.turn_id, claim.ordinal)
+        turn = Turn(self._ports, tenant, conversation, message, claim.turn_id, claim.ordinal)
         self._turns[turn.turn_id] = turn
-        self.metrics.turn_started(tenant.id, conversation.persona)
+        self._metrics.turn_started(tenant.id, conversation.persona)
         log_event(
             logger,
             logging.INFO,
@@ -515,7 +233,3 @@ class Turns:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
@@ -86,6 +86,13 @@ class _SocketSink:
         await self._socket.drain()
 
 
+class _Delivery(NamedTuple):
+    """One turn's events on their way to a socket."""
+
+    conversation_id: ConversationId
+    task: asyncio.Task[None]
+
+
 class Socket:
     """One WebSocket connection."""
 
@@ -101,7 +108,7 @@ class Socket:
             autoping=True,
         )
         self._principal: Principal | None = None
-        self._deliveries: dict[TurnId, asyncio.Task[None]] = {}
+        self._deliveries: dict[TurnId, _Delivery] = {}
         self._watched: set[ConversationId] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self._arrival_s = 0.0
@@ -142,7 +149,7 @@ class Socket:
             for conversation_id in self._watched:
                 self._edge.turns.unwatch(conversation_id, self._on_turn)
             for delivery in self._deliveries.values():
-                delivery.cancel()
+                delivery.task.cancel()
         return self._ws
 
     # --- who it is -----------------------------------------------------------------------------------------------
@@ -259,37 +266,67 @@ class Socket:
     async def _subscribe(self, command: SubscribeCommand) -> None:
         if (command.turn_id is None) is (command.conversation_id is None):
             raise GatewayError(Code.INVALID_VALUE, "Name either a turn_id or a conversation_id.", field="turn_id")
-        self._check_room()
-        if command.turn_id is not None:
-            turn_id = TurnId(checked_uuid(command.turn_id, "turn_id"))
-            after = EventId.parse(command.after, field="after") if command.after else None
-            delivery = self._deliveries.pop(turn_id, None)
-            if delivery is not None:
-                delivery.cancel()  # a new cursor replaces the old one
-            subscription = await self._edge.subscriptions.open(self._user, turn_id, after)
-            await self._ack(command.request_id, {"turn_id": turn_id, "ended": subscription is None})
-            if subscription is not None:
-                self._deliver(subscription)
+        after = EventId.parse(command.after, field="after") if command.after else None
+        if command.turn_id is None:
+            await self._subscribe_conversation(command.request_id, _conversation(command.conversation_id or ""), after)
             return
-        conversation_id = _conversation(command.conversation_id or "")
-        active = await self._edge.subscriptions.active_turn(self._user, conversation_id)
-        if conversation_id not in self._watched:
-            self._watched.add(conversation_id)
-            self._edge.turns.watch(conversation_id, self._on_turn)
-        await self._ack(command.request_id, {"conversation_id": conversation_id, "turn_id": active})
-        if active is not None and active not in self._deliveries:
-            after = EventId.parse(command.after, field="after") if command.after else None
-            await self._open(active, after if after is not None and after.turn_id == active else None)
+        turn_id = TurnId(checked_uuid(command.turn_id, "turn_id"))
+        if turn_id not in self._deliveries:
+            self._check_room()
+        subscription = await self._edge.subscriptions.open(self._user, turn_id, after)
+        self._leave(turn_id)  # a new cursor replaces the old one; one that is refused leaves it
+        await self._ack(command.request_id, {"turn_id": turn_id, "ended": subscription is None})
+        if subscription is not None:
+            self._deliver(subscription)
+
+    async def _subscribe_conversation(
+        self, request_id: str | None, conversation_id: ConversationId, after: EventId | None
+    ) -> None:
+        """Follow a conversation's active and future turns, and first the rest of the turn that the cursor is of."""
+        watched = conversation_id in self._watched
+        if not watched:
+            self._check_room()
+            self._watch(conversation_id)  # before the look at what is active, so no turn begins unseen in between
+        resumed = None
+        try:
+            active = await self._edge.subscriptions.active_turn(self._user, conversation_id)
+            if after is not None:
+                resumed = await self._edge.subscriptions.open(self._user, after.turn_id, after, conversation_id)
+        except GatewayError:
+            if not watched:
+                self._unwatch(conversation_id)
+            raise
+        await self._ack(request_id, {"conversation_id": conversation_id, "turn_id": active})
+        if resumed is not None:
+            self._leave(resumed.turn_id)
+            self._deliver(resumed)
+        if active is not None and active not in self._deliveries and (after is None or after.turn_id != active):
+            await self._open(active, None)
 
     def _unsubscribe(self, command: UnsubscribeCommand) -> None:
+        if (command.turn_id is None) is (command.conversation_id is None):
+            raise GatewayError(Code.INVALID_VALUE, "Name either a turn_id or a conversation_id.", field="turn_id")
         if command.turn_id is not None:
-            delivery = self._deliveries.pop(TurnId(checked_uuid(command.turn_id, "turn_id")), None)
-            if delivery is not None:
-                delivery.cancel()
-        if command.conversation_id is not None:
-            conversation_id = _conversation(command.conversation_id)
-            self._watched.discard(conversation_id)
-            self._edge.turns.unwatch(conversation_id, self._on_turn)
+            self._leave(TurnId(checked_uuid(command.turn_id, "turn_id")))
+            return
+        conversation_id = _conversation(command.conversation_id or "")
+        self._unwatch(conversation_id)
+        for turn_id, delivery in tuple(self._deliveries.items()):
+            if delivery.conversation_id == conversation_id:
+                self._leave(turn_id)
+
+    def _watch(self, conversation_id: ConversationId) -> None:
+        self._watched.add(conversation_id)
+        self._edge.turns.watch(conversation_id, self._on_turn)
+
+    def _unwatch(self, conversation_id: ConversationId) -> None:
+        self._watched.discard(conversation_id)
+        self._edge.turns.unwatch(conversation_id, self._on_turn)
+
+    def _leave(self, turn_id: TurnId) -> None:
+        delivery = self._deliveries.pop(turn_id, None)
+        if delivery is not None:
+            delivery.task.cancel()
 
     def _check_room(self) -> None:
         most = self._edge.rules.subscriptions_max
@@ -310,7 +347,7 @@ class Socket:
 
     def _deliver(self, subscription: Subscription) -> None:
         task = asyncio.get_running_loop().create_task(self._run_delivery(subscription))
-        self._deliveries[subscription.turn_id] = task
+        self._deliveries[subscription.turn_id] = _Delivery(subscription.conversation_id, task)
 
     async def _run_delivery(self, subscription: Subscription) -> None:
         turn_id = subscription.turn_id
@@ -326,7 +363,8 @@ class Socket:
         finally:
             if subscription.resumed:
                 self._edge.metrics.resumed("websocket", subscription.replayed)
-            if self._deliveries.get(turn_id) is asyncio.current_task():
+            delivery = self._deliveries.get(turn_id)
+            if delivery is not None and delivery.task is asyncio.current_task():
                 del self._deliveries[turn_id]
 
     async def drain(self) -> None:
