@@ -3,7 +3,7 @@ import { Api } from "./api.js";
 import { Banner } from "./banner.js";
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
-import { byId, h } from "./dom.js";
+import { button, byId, h } from "./dom.js";
 import { Link } from "./link.js";
 import { Problem, words } from "./problems.js";
 import { Session } from "./session.js";
@@ -107,8 +107,8 @@ function run(first) {
     failure.replaceChildren(
       h("h2", {}, title), h("p", {}, text),
       h("p", {},
-        problem.retryable && h("button", { type: "button", class: "button", onclick: again }, "Try again"),
-        h("button", { type: "button", class: "button quiet", onclick: () => go(null, true) }, "Start a new chat")));
+        problem.retryable && button("Try again", "", again),
+        button("Start a new chat", "quiet", () => void go(null, true))));
     failure.hidden = false;
     draw();
   };

@@ -1,5 +1,5 @@
 /** One calm line above the composer about the connection, and the small sign of it in the header. */
-import { byId, h } from "./dom.js";
+import { button, byId, h } from "./dom.js";
 import { words } from "./problems.js";
 
 /** @typedef {import("./socket.js").LinkState} LinkState */
@@ -59,7 +59,8 @@ export class Banner {
     }
     if (state === "closed") {
       const { title, text } = words(this.#problem ?? {});
-      return ["grave", [h("span", {}, h("strong", {}, `${title}. `), text), h("button", { type: "button", class: "button small", onclick: () => this.onleave() }, "Use another key")]];
+      const says = h("span", {}, h("strong", {}, `${title}. `), text);
+      return ["grave", [says, button("Use another key", "small", () => this.onleave())]];
     }
     return ["", []];
   }

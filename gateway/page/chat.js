@@ -4,7 +4,7 @@ import { Problem } from "./problems.js";
 
 /**
  * @typedef {import("./conversation.js").Question} Question
- * @typedef {import("./conversation.js").ConversationRecord} ConversationRecord
+ * @typedef {import("./record.js").ConversationRecord} ConversationRecord
  * @typedef {import("./turn.js").Turn} Turn
  * @typedef {{conversationId: string, text: string, clientMessageId: string}} Unsent
  */
@@ -38,9 +38,9 @@ export class Chat {
     this.#api = api;
     this.#link = link;
     this.#persona = persona;
-    this.#tabs.onmessage = ({ data }) => {
-      const conversation = this.#conversations.get(data.conversationId);
-      if (conversation && !conversation.running.some((turn) => turn.id === data.turnId)) this.refresh(conversation).catch(() => {});
+    this.#tabs.onmessage = ({ data: { conversationId, turnId, text } }) => {
+      const conversation = this.#conversations.get(conversationId);
+      if (conversation && !conversation.recall(turnId, text)) this.refresh(conversation).catch(() => {});
     };
   }
 
@@ -175,7 +175,7 @@ export class Chat {
       sessionStorage.removeItem(UNSENT);
       localStorage.setItem(ASKED + conversation.id, JSON.stringify({ turnId, text }));
       conversation.accepted(question, turn, turnId);
-      this.#tabs.postMessage({ conversationId: conversation.id, turnId });
+      this.#tabs.postMessage({ conversationId: conversation.id, turnId, text });
       if (turn.stopping) await this.#stop(conversation, turn);
     } catch (error) {
       if (!turn.id) conversation.refused(question, turn, Problem.from(error));
@@ -222,7 +222,10 @@ export class Chat {
     return conversation;
   }
 
-  /** A message that was on its way when the page was left, and that the record does not have, is offered again. @param {Conversation} conversation */
+  /**
+   * Offers again a message that was on its way when the page was left, and that the record does not have.
+   * @param {Conversation} conversation
+   */
   #remindOfUnsent(conversation) {
     /** @type {Unsent | null} */
     const unsent = JSON.parse(sessionStorage.getItem(UNSENT) ?? "null");

@@ -9,7 +9,7 @@ const EXCERPTS = 3;
 export function drawCitations(citations) {
   const heading = citations.length === 1 ? "1 source" : `${citations.length} sources`;
   return h("section", { class: "citations", "data-testid": "citations", "aria-label": "Sources" },
-    h("h3", { class: "citations-title" }, icon("book"), heading),
+    h("p", { class: "citations-title" }, icon("book"), heading),
     h("ol", {}, ...citations.map(drawCitation)));
 }
 

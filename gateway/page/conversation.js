@@ -1,17 +1,13 @@
 /** A conversation as this page knows it: the gateway's record, plus what is being asked and answered right now. */
+import { absorb, entryOf, isSame } from "./record.js";
 import { Turn } from "./turn.js";
 
 /**
  * @typedef {import("./socket.js").Frame} Frame
+ * @typedef {import("./record.js").ConversationRecord} ConversationRecord
  * @typedef {{kind: "question", text: string, messageId: string, turnId: string, clientMessageId: string,
  *            state: "sending" | "sent" | "failed", problem: import("./problems.js").Problem | null}} Question
  * @typedef {Question | Turn} Entry
- * @typedef {{message_id?: string | null, turn_id?: string | null, role?: string | null, content?: string | null, created_at?: string | null,
- *            usage?: import("./turn.js").Usage | null, feedback?: import("./turn.js").Feedback | null, state?: string | null,
- *            reason?: string | null, finish_reason?: string | null, error?: import("./problems.js").ProblemJson | null,
- *            citations?: import("./turn.js").Citation[] | null}} MessageRecord
- * @typedef {{id: string, persona?: string, status?: string | null, name?: string | null, created_at?: string,
- *            messages?: MessageRecord[], active_turn_id?: string | null}} ConversationRecord
  */
 
 export class Conversation {
@@ -57,7 +53,9 @@ export class Conversation {
    */
   ask(text, clientMessageId, now) {
     /** @type {Question} */
-    const question = { kind: "question", text, messageId: "", turnId: "", clientMessageId, state: "sending", problem: null };
+    const question = {
+      kind: "question", text, messageId: "", turnId: "", clientMessageId, state: "sending", problem: null,
+    };
     const turn = new Turn();
     turn.askedAt = now;
     this.entries = [...this.entries, question, turn];
@@ -80,7 +78,10 @@ export class Conversation {
     this.onchange();
   }
 
-  /** The gateway did not take it. @param {Question} question @param {Turn} turn @param {import("./problems.js").Problem} problem */
+  /**
+   * The gateway did not take it.
+   * @param {Question} question @param {Turn} turn @param {import("./problems.js").Problem} problem
+   */
   refused(question, turn, problem) {
     question.state = "failed";
     question.problem = problem;
@@ -120,15 +121,18 @@ export class Conversation {
   }
 
   /**
-   * Puts back the question of a turn that runs, where the record does not have it yet.
+   * Puts in the question of a turn that runs, where the record does not have it yet.
    * @param {string} turnId @param {string} text
+   * @returns {boolean} whether the turn is known here
    */
   recall(turnId, text) {
     const turn = this.#turns.get(turnId);
-    if (!turn || this.entries.some((entry) => entry.kind === "question" && entry.turnId === turnId)) return;
+    if (!turn) return false;
+    if (this.entries.some((entry) => entry.kind === "question" && entry.turnId === turnId)) return true;
     const question = entryOf({ role: "user", content: text, turn_id: turnId });
     this.entries = this.entries.flatMap((entry) => (entry === turn ? [question, turn] : [entry]));
     this.onchange();
+    return true;
   }
 
   /** @param {Frame} frame an event of one of this conversation's turns */
@@ -146,7 +150,10 @@ export class Conversation {
     if (turn.ended) this.onended(turn);
   }
 
-  /** Merges the gateway's record: keeps what is known, fills in what is missing, in the record's order. @param {ConversationRecord} record */
+  /**
+   * Merges the gateway's record: keeps what is known, fills in what is missing, in the record's order.
+   * @param {ConversationRecord} record
+   */
   merge(record) {
     this.id = record.id;
     this.name = record.name || this.name;
@@ -202,47 +209,10 @@ export class Conversation {
 
   /** The record may already hold the answer that is being written. @param {Turn} turn */
   #dropCopies(turn) {
-    const copies = this.entries.filter((e) => e.kind === "answer" && e !== turn && !!e.messageId && e.messageId === turn.messageId);
+    const copies = this.entries.filter(
+      (entry) => entry.kind === "answer" && entry !== turn && !!entry.messageId && entry.messageId === turn.messageId);
     if (!copies.length) return;
     this.entries = this.entries.filter((entry) => !copies.includes(entry));
     this.onchange();
   }
-}
-
-/** @param {Entry} entry @param {MessageRecord} message */
-function isSame(entry, message) {
-  if (entry.kind === "answer") {
-    if (message.role !== "assistant") return false;
-    return (!!entry.messageId && entry.messageId === message.message_id) || (!!entry.id && entry.id === message.turn_id);
-  }
-  if (message.role !== "user") return false;
-  if (entry.turnId && message.turn_id) return entry.turnId === message.turn_id;
-  if (entry.messageId && message.message_id) return entry.messageId === message.message_id;
-  return entry.text === message.content; // one of the two has no id yet, or another kind of id
-}
-
-/** @param {Entry} entry @param {MessageRecord} message */
-function absorb(entry, message) {
-  entry.messageId = message.message_id || entry.messageId;
-  if (entry.kind === "question") {
-    entry.turnId = message.turn_id || entry.turnId;
-    entry.state = "sent";
-    entry.problem = null;
-    return;
-  }
-  entry.feedback = message.feedback ?? entry.feedback;
-  entry.usage = entry.usage ?? message.usage ?? null;
-  if (!entry.citations.length) entry.citations = message.citations ?? [];
-}
-
-/** @param {MessageRecord} message @returns {Entry} */
-function entryOf(message) {
-  if (message.role === "user") {
-    return { kind: "question", text: message.content ?? "", messageId: message.message_id ?? "", turnId: message.turn_id ?? "", clientMessageId: "", state: "sent", problem: null };
-  }
-  const turn = new Turn();
-  turn.close(message, null);
-  turn.feedback = message.feedback ?? null;
-  turn.citations = message.citations ?? [];
-  return turn;
 }

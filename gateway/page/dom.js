@@ -17,8 +17,27 @@ export function h(name, attributes = {}, ...children) {
     if (typeof value === "function") node.addEventListener(key.slice(2), value);
     else node.setAttribute(key, value === true ? "" : String(value));
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false).map((child) => /** @type {Node | string} */ (child)));
+  for (const child of children) if (child !== null && child !== undefined && child !== false) node.append(child);
   return node;
+}
+
+/**
+ * A button with a text on it, and perhaps a drawing before that.
+ * @param {string} text @param {string} look classes beside `button` @param {() => void} onclick
+ * @param {{icon?: string, testid?: string}} [more]
+ */
+export function button(text, look, onclick, { icon: drawing, testid } = {}) {
+  const attributes = { type: "button", class: `button ${look}`, "data-testid": testid, onclick };
+  return h("button", attributes, drawing && icon(drawing), text);
+}
+
+/**
+ * A button that is only a drawing.
+ * @param {string} drawing @param {string} label @param {string} testid @param {(event: any) => void} onclick
+ */
+export function tool(drawing, label, testid, onclick) {
+  const attributes = { type: "button", class: "tool", "aria-label": label, title: label, "data-testid": testid, onclick };
+  return h("button", attributes, icon(drawing));
 }
 
 /** The element of the page with this id, which is there. @param {string} id @returns {any} */
@@ -42,7 +61,7 @@ const PATHS = {
   book: "M6.5 3.5H19v17H6.5A2.5 2.5 0 0 1 4 18V6a2.5 2.5 0 0 1 2.5-2.5zM4 18a2.5 2.5 0 0 1 2.5-2.5H19",
 };
 
-/** @param {keyof typeof PATHS} name @returns {SVGSVGElement} a drawing that screen readers skip */
+/** @param {string} name one of PATHS @returns {SVGSVGElement} a drawing that screen readers skip */
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", "0 0 24 24");

@@ -1,6 +1,6 @@
 /** Thumbs up or down for an answer, with a comment if one has something to say. */
 import { announce } from "./announcer.js";
-import { h, icon } from "./dom.js";
+import { button, h, tool } from "./dom.js";
 import { Problem, words } from "./problems.js";
 
 /** @typedef {import("./turn.js").Feedback} Feedback */
@@ -24,8 +24,9 @@ export class FeedbackView {
   constructor(save, panel) {
     this.#save = save;
     this.#panel = panel;
-    this.#up = this.#button("up", "Good answer", GOOD);
-    this.#down = this.#button("down", "Bad answer", BAD);
+    this.#up = tool("up", "Good answer", "thumb-up", () => this.#rate(GOOD));
+    this.#down = tool("down", "Bad answer", "thumb-down", () => this.#rate(BAD));
+    this.#press(0);
   }
 
   get buttons() {
@@ -38,14 +39,6 @@ export class FeedbackView {
     this.#given = feedback;
     this.#press(feedback.score);
     if (feedback.comments) this.#showComment(feedback);
-  }
-
-  /** @param {"up" | "down"} name @param {string} label @param {number} score */
-  #button(name, label, score) {
-    return h("button", {
-      type: "button", class: "tool", "aria-label": label, title: label, "aria-pressed": "false", "data-testid": `thumb-${name}`,
-      onclick: () => this.#rate(score),
-    }, icon(name));
   }
 
   /** @param {number} score */
@@ -105,7 +98,7 @@ export class FeedbackView {
       comment,
       h("div", { class: "feedback-actions" },
         h("button", { type: "submit", class: "button primary small", "data-testid": "feedback-send" }, "Send feedback"),
-        h("button", { type: "button", class: "button quiet small", onclick: () => this.#close() }, "Not now")));
+        button("Not now", "quiet small", () => this.#close())));
     this.#panel.replaceChildren(form);
     comment.focus({ preventScroll: true });
     form.scrollIntoView({ block: "nearest" });

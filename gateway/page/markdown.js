@@ -16,8 +16,9 @@ const SAFE = {
   RETURN_DOM_FRAGMENT: true,
 };
 
-const escape = (/** @type {string} */ text) =>
-  text.replace(/[&<>"']/g, (c) => /** @type {Record<string, string>} */ ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" })[c]);
+/** @type {Record<string, string>} */
+const ENTITIES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+const escape = (/** @type {string} */ text) => text.replace(/[&<>"']/g, (character) => ENTITIES[character]);
 
 const marked = new Marked({
   gfm: true,

@@ -5,10 +5,10 @@
  * own (first block). A code that is not in the table falls back to the gateway's own `title` and `detail`.
  *
  * @typedef {{type?: string, title?: string, status?: number, code?: string, detail?: string, field?: string,
- *            request_id?: string, retryable?: boolean, retry_after_s?: number}} ProblemJson
+ *            request_id?: string, retryable?: boolean, retry_after_s?: number, vendor_status?: number | null}} ProblemJson
  */
 
-/** @type {Record<string, [title: string, text: string]>} */
+/** A key may narrow a code by the vendor's status, `code:404`. @type {Record<string, [title: string, text: string]>} */
 const WORDS = {
   // seen by the page itself
   offline: ["You are offline", "Your message is kept here. Send it again once you are connected."],
@@ -16,7 +16,7 @@ const WORDS = {
   no_answer: ["The gateway did not answer in time", "Sending again is safe: the same message is never answered twice."],
   not_sent: ["This message may not have been sent", "The page was left before the gateway had it."],
   session_over: ["Your session has ended", "Open the chat again from where you came, or paste a new key or token."],
-  secret_key: ["That is a secret key", "Keys that start with hgs_ belong on a server, never in a page. Use a publishable key (hgp_…) or a session token (hgt_…)."],
+  secret_key: ["That is a secret key", "It belongs on a server, never in a page. Use a publishable key (hgp_…) or a session token (hgt_…)."],
   not_a_key: ["That does not look like a key", "A publishable key starts with hgp_, a session token with hgt_."],
   not_understood: ["The page and the gateway do not understand each other", "One of them may be newer than the other. Reload the page."],
   access_ended: ["Your access was withdrawn", "This key, user or tenant may no longer use the gateway. Ask whoever gave you the key."],
@@ -54,6 +54,7 @@ const WORDS = {
   upstream_timeout: ["The assistant took too long", "It stopped answering in time. What arrived is kept. Ask again to get a whole answer."],
   upstream_error: ["The assistant had an error", "Its service failed to answer. Ask again in a moment."],
   upstream_rejected: ["The assistant refused this", "Its service did not accept the message. Say it in other words, or start a new chat."],
+  "upstream_rejected:404": ["The assistant no longer knows this conversation", "Start a new chat to go on."],
   upstream_unauthorized: ["The gateway is not let in", "The assistant's service refused the gateway's own key. Whoever runs the gateway has to look at it."],
   upstream_rate_limited: ["The assistant is at its limit", "The plan behind this gateway is used up for now. Ask again later."],
   upstream_truncated: ["The answer broke off", "The assistant's service ended it before it was complete. What arrived is kept."],
@@ -115,7 +116,8 @@ export class Problem extends Error {
 export function words(problem) {
   const json = problem instanceof Problem ? problem.json : problem;
   const code = json.code ?? "";
-  const [title, text] = WORDS[OUT_OF_STEP.has(code) ? "not_understood" : code] ?? [json.title || "Something went wrong", json.detail || "Trying again may help."];
+  const known = WORDS[`${code}:${json.vendor_status}`] ?? WORDS[OUT_OF_STEP.has(code) ? "not_understood" : code];
+  const [title, text] = known ?? [json.title || "Something went wrong", json.detail || "Trying again may help."];
   return { title, text, reference: json.request_id ?? "" };
 }
 

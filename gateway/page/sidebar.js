@@ -2,7 +2,7 @@
 import { byId, h } from "./dom.js";
 import { Problem, words } from "./problems.js";
 
-/** @typedef {import("./conversation.js").ConversationRecord} ConversationRecord */
+/** @typedef {import("./record.js").ConversationRecord} ConversationRecord */
 
 const TITLES = "hyperleap.titles";
 const TITLES_KEPT = 300;
@@ -132,7 +132,9 @@ export class Sidebar {
         this.#show(false);
         this.onselect(record.id);
       },
-    }, h("span", { class: "conversation-title" }, title), busy && h("span", { class: "busy", title: "Answering" }, h("span", { class: "hidden-visually" }, " (answering)")));
+    },
+      h("span", { class: "conversation-title" }, title),
+      busy && h("span", { class: "busy", title: "Answering" }, h("span", { class: "hidden-visually" }, " (answering)")));
   }
 }
 

@@ -99,7 +99,10 @@ export class SocketLink {
     this.#ask({ type: "unsubscribe", conversation_id: conversationId }, false).catch(() => {});
   }
 
-  /** Asks for a turn's events after a cursor, or all of them. @param {string} turnId @param {string} _conversationId @param {string} [after] */
+  /**
+   * Asks for a turn's events after a cursor, or all of them.
+   * @param {string} turnId @param {string} _conversationId @param {string} [after]
+   */
   read(turnId, _conversationId, after) {
     this.#ask({ type: "subscribe", turn_id: turnId, ...(after ? { after } : {}) }, false).then(
       (data) => data.ended && this.#listener.onGone(turnId),

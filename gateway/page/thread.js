@@ -1,11 +1,16 @@
 /** The conversation on the page: keeps the drawn entries in step with the model, and the newest in sight. */
+import { AnswerView } from "./answer.js";
 import { copyText, h } from "./dom.js";
-import { AnswerView, QuestionView } from "./entry.js";
+import { QuestionView } from "./question.js";
 
 /**
  * @typedef {import("./conversation.js").Conversation} Conversation
  * @typedef {import("./conversation.js").Entry} Entry
  * @typedef {QuestionView | AnswerView} EntryView
+ * @typedef {import("./conversation.js").Question} Question
+ * @typedef {import("./turn.js").Turn} Turn
+ * @typedef {{retry: (question: Question) => void, edit: (question: Question) => void, askAgain: (turn: Turn) => void,
+ *            rate: (turn: Turn, feedback: import("./turn.js").Feedback) => Promise<void>}} Actions
  */
 
 const NEAR_PX = 80; // this close to the end counts as being there
@@ -26,7 +31,7 @@ export class Thread {
   #cost_ms = 0;
   #pinned = true;
 
-  /** @param {HTMLElement} scroller @param {HTMLElement} list @param {HTMLElement} jump @param {import("./entry.js").Actions} actions */
+  /** @param {HTMLElement} scroller @param {HTMLElement} list @param {HTMLElement} jump @param {Actions} actions */
   constructor(scroller, list, jump, actions) {
     this.#scroller = scroller;
     this.#list = list;
@@ -51,6 +56,7 @@ export class Thread {
   show(conversation) {
     if (this.#conversation === conversation) return;
     if (this.#conversation) this.#conversation.onchange = () => {};
+    this.#stale.clear();
     this.#conversation = conversation;
     this.#views.clear();
     this.#list.replaceChildren();

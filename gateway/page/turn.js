@@ -103,7 +103,7 @@ export class Turn {
 
   /**
    * Ends it without its ending: from the gateway's record, or as failed when the record has nothing of it.
-   * @param {import("./conversation.js").MessageRecord | null} message @param {import("./problems.js").ProblemJson | null} problem
+   * @param {import("./record.js").MessageRecord | null} message @param {import("./problems.js").ProblemJson | null} problem
    */
   close(message, problem) {
     this.stopping = false;

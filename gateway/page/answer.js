@@ -1,45 +1,13 @@
-/** How a question and an answer look. */
+/** How an answer looks, from the first dot to its sources. */
 import { announce, readOut } from "./announcer.js";
 import { drawCitations } from "./citations.js";
-import { copyText, h, icon } from "./dom.js";
+import { button, copyText, h, icon, tool } from "./dom.js";
 import { FeedbackView } from "./feedback.js";
 import { MarkdownView } from "./markdown.js";
+import { drawProblem } from "./notice.js";
 import { finishedWords, stoppedWords, words } from "./problems.js";
 
-/**
- * @typedef {import("./turn.js").Turn} Turn
- * @typedef {import("./conversation.js").Question} Question
- * @typedef {{retry: (question: Question) => void, edit: (question: Question) => void, askAgain: (turn: Turn) => void,
- *            rate: (turn: Turn, feedback: import("./turn.js").Feedback) => Promise<void>}} Actions
- */
-
-export class QuestionView {
-  #note = h("div", { class: "question-note" });
-
-  /** @param {Question} question @param {Actions} actions */
-  constructor(question, actions) {
-    this.question = question;
-    this.actions = actions;
-    this.node = h("article", { class: "question", "data-testid": "question", "aria-label": "You" },
-      h("div", { class: "bubble" }, question.text), this.#note);
-  }
-
-  update() {
-    const { question, actions } = this;
-    this.node.dataset.state = question.state;
-    if (question.state !== "failed" || !question.problem) return this.#note.replaceChildren();
-    const { title, text, reference } = words(question.problem);
-    this.#note.replaceChildren(h("div", { class: "problem", role: "alert", "data-testid": "problem" },
-      icon("warning"),
-      h("div", {},
-        h("p", {}, h("strong", {}, title, ". "), text, waitWords(question.problem.retryAfter_s)),
-        reference && h("p", { class: "reference" }, `Reference ${reference}`),
-        h("div", { class: "problem-actions" },
-          h("button", { type: "button", class: "button small", "data-testid": "retry", onclick: () => actions.retry(question) }, icon("retry"), "Send again"),
-          h("button", { type: "button", class: "button quiet small", "data-testid": "edit", onclick: () => actions.edit(question) }, icon("edit"), "Edit")))));
-    return undefined;
-  }
-}
+/** @typedef {import("./turn.js").Turn} Turn */
 
 export class AnswerView {
   #prose = h("div", { class: "prose", "data-testid": "answer-text" });
@@ -55,7 +23,7 @@ export class AnswerView {
   #noted = "";
   #wasLive = false;
 
-  /** @param {Turn} turn @param {Actions} actions */
+  /** @param {Turn} turn @param {import("./thread.js").Actions} actions */
   constructor(turn, actions) {
     this.turn = turn;
     this.actions = actions;
@@ -63,7 +31,8 @@ export class AnswerView {
     this.#markdown.onblock = (text) => this.#wasLive && readOut(text);
     this.node = h("article", { class: "answer", "data-testid": "answer", "aria-label": "Assistant" },
       h("div", { class: "mark", "aria-hidden": "true" }),
-      h("div", { class: "answer-body" }, this.#waiting, this.#prose, this.#notes, this.#sources, this.#foot, this.#panel));
+      h("div", { class: "answer-body" },
+        this.#waiting, this.#prose, this.#notes, this.#sources, this.#foot, this.#panel));
   }
 
   /** @param {boolean} last whether it is the newest of its conversation */
@@ -110,22 +79,19 @@ export class AnswerView {
     this.#waiting.hidden = !waits;
     if (!waits) return;
     const text = turn.stopping ? "Stopping…" : turn.state === "queued" ? queueWords(turn.queue) : "";
-    this.#waiting.replaceChildren(h("span", { class: "dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")), text && h("span", {}, text));
+    const dots = h("span", { class: "dots", "aria-hidden": "true" }, h("i"), h("i"), h("i"));
+    this.#waiting.replaceChildren(dots, text && h("span", {}, text));
   }
 
   /** How it ended, where that needs words. @param {boolean} last */
   #ending(last) {
     const { turn, actions } = this;
-    const { error } = turn;
     if (turn.state === "stopped") {
       return [h("p", { class: "note", "data-testid": "stopped" }, icon("stop"), stoppedWords(turn.stopReason))];
     }
     if (turn.state === "failed") {
-      const { title, text } = words(error ?? {});
-      return [h("div", { class: "problem", "data-testid": "problem" }, icon("warning"), h("div", {},
-        h("p", {}, h("strong", {}, title, ". "), text, waitWords(error?.retry_after_s ?? 0)),
-        last && h("div", { class: "problem-actions" },
-          h("button", { type: "button", class: "button small", "data-testid": "ask-again", onclick: () => actions.askAgain(turn) }, icon("retry"), "Ask again"))))];
+      const again = button("Ask again", "small", () => actions.askAgain(turn), { icon: "retry", testid: "ask-again" });
+      return [drawProblem(turn.error ?? {}, last ? [again] : [], false)];
     }
     const finished = turn.ended ? finishedWords(turn.finishReason) : "";
     return finished ? [h("p", { class: "note" }, icon("warning"), finished)] : [];
@@ -138,12 +104,15 @@ export class AnswerView {
     const withheld = moderations.filter((m) => m.filtered);
     if (withheld.length) {
       const kinds = withheld.map((m) => [m.category, m.severity && `(${m.severity})`].filter(Boolean).join(" ")).join(", ");
-      notes.push(h("p", { class: "note", "data-testid": "moderated" }, icon("shield"), `Part of this answer was withheld: ${kinds}.`));
+      const text = `Part of this answer was withheld: ${kinds}.`;
+      notes.push(h("p", { class: "note", "data-testid": "moderated" }, icon("shield"), text));
     }
     if (extras.length) {
+      const steps = extras.length === 1 ? "1 step beside the answer" : `${extras.length} steps beside the answer`;
+      const texts = extras.map(({ name, role, content }) => [name ?? role, content].filter(Boolean).join("\n"));
       notes.push(h("details", { class: "extras", "data-testid": "extras" },
-        h("summary", {}, extras.length === 1 ? "1 step beside the answer" : `${extras.length} steps beside the answer`),
-        ...extras.map((extra) => h("pre", { tabindex: 0 }, [extra.name ?? extra.role, extra.content].filter(Boolean).join("\n")))));
+        h("summary", {}, steps),
+        ...texts.map((text) => h("pre", { tabindex: 0 }, text))));
     }
     return notes;
   }
@@ -151,10 +120,9 @@ export class AnswerView {
   #showFoot() {
     const { turn } = this;
     if (this.#foot.childElementCount === 0 && turn.text) {
+      const copy = tool("copy", "Copy answer", "copy", (event) => copyAnswer(event.currentTarget, turn.text));
       this.#foot.append(
-        h("div", { class: "tools" },
-          h("button", { type: "button", class: "tool", "aria-label": "Copy answer", title: "Copy answer", "data-testid": "copy", onclick: (event) => copyAnswer(event.currentTarget, turn.text) }, icon("copy")),
-          ...(turn.messageId ? this.#feedback.buttons : [])),
+        h("div", { class: "tools" }, copy, ...(turn.messageId ? this.#feedback.buttons : [])),
         h("p", { class: "meta", "data-testid": "meta" }));
     }
     const meta = this.#foot.querySelector(".meta");
@@ -189,6 +157,3 @@ function queueWords(queue) {
   const wait = queue?.wait_s ? `, about ${Math.ceil(queue.wait_s)} s` : "";
   return queue?.position ? `Waiting in line, ${queue.position} ahead${wait}` : `Waiting in line${wait}`;
 }
-
-/** @param {number} wait_s */
-const waitWords = (wait_s) => (wait_s > 0 ? ` Try again in ${Math.ceil(wait_s)} s.` : "");
