@@ -1,0 +1,107 @@
+"""``python -m tests.bench turn``: see README.md beside this file."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from tests.bench import profile as profiler
+from tests.bench.phase import Work, measure, wait_idle, warm_up
+from tests.bench.process import ProcessDied
+from tests.bench.report import Report
+from tests.bench.stack import running
+
+
+@click.group()
+def main() -> None:
+    """Benchmarks on this machine, simulator and clients included. Nothing leaves loopback."""
+
+
+@main.command()
+@click.option("--streams", type=click.IntRange(1, 5000), default=200, show_default=True)
+@click.option("--rate", type=click.FloatRange(0.1, 1000), default=20.0, show_default=True, help="Events a second each.")
+@click.option("--events-per-turn", type=click.IntRange(1, 100_000), help="Short turns over and over [one long turn].")
+@click.option("--transport", type=click.Choice(["sse", "ws"]), default="sse", show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.5, 120), default=10.0, show_default=True, help="Of each window.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=2, show_default=True, help="Direct, gateway, direct, …")
+@click.option("--h2c", is_flag=True, help="No TLS between simulator and gateway.")
+@click.option("--baseline", is_flag=True, help="Measure a bare aiohttp relay too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure there.")
+@click.option(
+    "--profile", "profile_path", type=click.Path(path_type=Path, dir_okay=False),
+    help="Profile the gateway with py-spy in a round of its own: .svg flame graph, .txt raw, .json speedscope.",
+)  # fmt: skip
+def turn(
+    streams: int,
+    rate: float,
+    events_per_turn: int | None,
+    transport: Literal["sse", "ws"],
+    seconds: float,
+    rounds: int,
+    h2c: bool,
+    baseline: bool,
+    json_path: Path | None,
+    profile_path: Path | None,
+) -> None:
+    """Stream turns to many clients at once and tell what that costs."""
+    work = Work(streams=streams, rate_per_s=rate, events_per_turn=events_per_turn, seconds=seconds)
+    _raise_open_files()
+    try:
+        with asyncio.Runner() as runner:
+            report = runner.run(
+                _until_terminated(_run(work, transport, rounds, h2c=h2c, baseline=baseline, profile_path=profile_path))
+            )
+    except (ProcessDied, FileNotFoundError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    except asyncio.CancelledError:
+        sys.exit(143)
+    click.echo(report.table())
+    if profile_path is not None and profile_path.suffix == ".txt":
+        click.echo("\n" + profiler.top(profile_path))
+    if json_path is not None:
+        json_path.write_bytes(report.as_json())
+    if report.summary["lost"] or report.summary["duplicated"] or report.summary["faults"]:
+        sys.exit(1)
+
+
+async def _run(
+    work: Work, transport: Literal["sse", "ws"], rounds: int, *, h2c: bool, baseline: bool, profile_path: Path | None
+) -> Report:
+    async with running(rate_per_s=work.rate_per_s, h2c=h2c, baseline=baseline) as stack:
+        profile = profiler.command(stack.gateway.pid, work.seconds, profile_path) if profile_path is not None else None
+        await warm_up(stack, transport)
+        waiting = await wait_idle(stack, transport, work)
+        phases = []
+        for _ in range(rounds):
+            phases.append(await measure(stack, "direct", work))
+            phases.append(await measure(stack, transport, work))
+            if baseline:
+                phases.append(await measure(stack, "relay", work))
+        if profile is not None:
+            await measure(stack, transport, work, beside=profile)
+        upstream = "h2c" if h2c else "HTTP/2 over TLS"
+        return Report(work=work, transport=transport, upstream=upstream, waiting=waiting, phases=phases)
+
+
+async def _until_terminated(work: Coroutine[Any, Any, Report]) -> Report:
+    """SIGTERM cancels as Ctrl-C does, so that every process is ended on the way out."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
+def _raise_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The baseline: a bare aiohttp relay. One handler loop passes the source's bytes to the client, and that is all.
+
+``python -m tests.bench.relay SOURCE_URL``. No credential, no log, no parsing, no TLS: what any gateway has on top.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+
+
+async def serve(source_url: str) -> None:
+    http = ClientSession(connector=TCPConnector(limit=0), timeout=ClientTimeout(total=None))
+
+    async def relay(request: web.Request) -> web.StreamResponse:
+        async with http.post(source_url, data=await request.read()) as answer:
+            response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
+            await response.prepare(request)
+            async for piece in answer.content.iter_any():
+                await response.write(piece)
+            await response.write_eof()
+            return response
+
+    app = web.Application()
+    app.router.add_post("/", relay)
+    site_runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+    await site_runner.setup()
+    try:
+        await web.TCPSite(site_runner, "127.0.0.1", 0, backlog=1024).start()
+        announce(site_runner.addresses[0][1])
+        await asyncio.Event().wait()
+    finally:
+        await site_runner.cleanup()
+        await http.close()
+
+
+def announce(port: int) -> None:
+    """Tell the benchmark where a part listens."""
+    print(f"ready http://127.0.0.1:{port}", flush=True)
+
+
+def runner(work: Coroutine[Any, Any, None]) -> None:
+    """Run a part of the baseline until SIGTERM, on uvloop where it exists."""
+    factory = asyncio.new_event_loop
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        factory = uvloop.new_event_loop
+
+    async def until_asked_to_end() -> None:
+        task = asyncio.ensure_future(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    with asyncio.Runner(loop_factory=factory) as loop_runner:
+        loop_runner.run(until_asked_to_end())
+
+
+if __name__ == "__main__":
+    runner(serve(sys.argv[1]))

@@ -1,0 +1,269 @@
+"""Seats: readers that each hold one stream at a time, one kind a transport. Protocol callbacks only, no tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import struct
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+from gateway.upstream.errors import UpstreamError
+from gateway.upstream.pool import Pool, Stream
+from tests.bench.dialects import Dialect, NativeFrames, VendorItems
+from tests.bench.ledger import Reading, Tally
+
+_OPEN_S: Final = 30.0
+
+
+class Seat(Protocol):
+    """``begin`` starts a turn and may be called again from the callback that tells of its end."""
+
+    def begin(self) -> None: ...
+    def leave(self) -> None: ...
+
+
+class _SocketSeat(asyncio.Protocol):
+    """What HTTP/1.1 and WebSocket seats share: a connection of their own."""
+
+    def __init__(self, tally: Tally, events: int, over: Callable[[Seat], None]) -> None:
+        self.tally = tally
+        self._events = events
+        self._over = over
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""
+        self._running = False
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass of it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._running:
+            self._end_turn("connection lost in mid-turn")
+
+    def leave(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is None:
+            self._end_turn("connection lost between turns")
+        else:
+            self._transport.write(data)
+
+    def _end_turn(self, fault: str | None) -> None:
+        self._running = False
+        if fault is not None:
+            self.tally.faults[fault] += 1
+        self._over(cast("Seat", self))
+
+
+class HttpSeat(_SocketSeat):
+    """Sends one request a turn and reads a chunked body (RFC 9112, section 7.1)."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        events: int,
+        over: Callable[[Seat], None],
+        request: bytes,
+        dialect: Callable[[Reading], Dialect],
+    ) -> None:
+        super().__init__(tally, events, over)
+        self._request = request
+        self._make = dialect
+        self._in_head = True
+        self.opened.set_result(None)
+
+    def begin(self) -> None:
+        self._in_head = self._running = True
+        self._dialect = self._make(Reading(self.tally, self._events))
+        self._write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        if self._in_head:
+            stop = data.find(b"\r\n\r\n")
+            if stop < 0:
+                self._rest = data
+                return
+            status = data[9:12]
+            if status != b"200":
+                self._end_turn(f"HTTP {status.decode()}")
+                return
+            self._in_head = False
+            data = data[stop + 4 :]
+        at, length, body, ended = 0, len(data), b"", False
+        while at < length:
+            stop = data.find(b"\r\n", at)
+            if stop < 0:
+                break
+            size = int(data[at:stop], 16)
+            end = stop + 2 + size
+            if end + 2 > length:
+                break
+            body = body + data[stop + 2 : end] if body else data[stop + 2 : end]
+            ended = size == 0
+            at = end + 2
+        self._rest = data[at:]
+        if body:
+            self._dialect.feed(body)
+        if ended:
+            self._dialect.close()
+            self._end_turn(None)
+
+
+class SocketSeat(_SocketSeat):
+    """Holds a WebSocket (RFC 6455) and starts its turns over it."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        events: int,
+        over: Callable[[Seat], None],
+        upgrade: bytes,
+        conversation_id: str,
+        message: str,
+    ) -> None:
+        super().__init__(tally, events, over)
+        self._upgrade = upgrade
+        self._command = _frame(
+            1,
+            json.dumps({"type": "turn.start", "conversation_id": conversation_id, "message": message}).encode(),
+        )
+        self._in_head = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._write(self._upgrade)
+
+    def begin(self) -> None:
+        self._running = True
+        self._dialect = NativeFrames(Reading(self.tally, self._events))
+        self._write(self._command)
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        if self._in_head:
+            stop = data.find(b"\r\n\r\n")
+            if stop < 0:
+                self._rest = data
+                return
+            if data[9:12] != b"101":
+                self.opened.set_exception(ConnectionError(f"no upgrade: {data[:stop].decode()}"))
+                return
+            self._in_head = False
+            self.opened.set_result(None)
+            data = data[stop + 4 :]
+        now_ns = time.monotonic_ns()
+        at, length = 0, len(data)
+        while length - at >= 2:
+            size, start = data[at + 1], at + 2
+            if size == 126 and length - at >= 4:
+                size, start = int.from_bytes(data[at + 2 : at + 4], "big"), at + 4
+            elif size == 127 and length - at >= 10:
+                size, start = int.from_bytes(data[at + 2 : at + 10], "big"), at + 10
+            elif size >= 126:
+                break
+            if start + size > length:
+                break
+            kind, payload = data[at] & 15, data[start : start + size]
+            at = start + size
+            if kind == 1:
+                if self._dialect.take(payload, now_ns):
+                    self._dialect.close()
+                    self._end_turn(None)
+            elif kind == 9:
+                self._write(_frame(10, payload))
+            elif kind == 8:
+                self.tally.faults[f"closed by the gateway: {payload!r}"] += 1
+        self._rest = data[at:]
+
+
+class DirectSeat:
+    """Chats with the simulator itself, over the gateway's own HTTP/2 pool."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        events: int,
+        over: Callable[[Seat], None],
+        pool: Pool,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+    ) -> None:
+        self._tally = tally
+        self._events = events
+        self._over = over
+        self._pool = pool
+        self._request = ("PATCH", path, headers, body)
+        self._stream: Stream | None = None
+        self._unreturned_bytes = 0
+        self._opening: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        self._dialect = VendorItems(Reading(self._tally, self._events))
+        self._opening = asyncio.get_running_loop().create_task(self._open())
+
+    def leave(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+
+    async def _open(self) -> None:
+        stream = await self._pool.open_stream(*self._request, self, deadline_s=_OPEN_S)
+        stream.consumed(self._unreturned_bytes)
+        self._stream, self._unreturned_bytes = stream, 0
+
+    def headers_received(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if status != 200:
+            self._tally.faults[f"HTTP {status}"] += 1
+
+    def data_received(self, data: bytes) -> None:
+        if self._stream is not None:
+            self._stream.consumed(len(data))
+        else:
+            self._unreturned_bytes += len(data)
+        self._dialect.feed(data)
+
+    def stream_ended(self) -> None:
+        self._stream = None
+        self._dialect.close()
+        self._over(self)
+
+    def stream_failed(self, error: UpstreamError) -> None:
+        self._stream = None
+        self._tally.faults[type(error).__name__] += 1
+        self._over(self)
+
+
+def upgrade_request(host: str, token: str) -> bytes:
+    key = b64encode(os.urandom(16)).decode()
+    return (
+        f"GET /v1/ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
+        f"Sec-WebSocket-Protocol: hyperleap.chat.v1, hgt.{token}\r\n\r\n"
+    ).encode()
+
+
+def post_request(host: str, path: str, token: str, body: bytes) -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nAccept: text/event-stream\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    """A client's frame; a mask of zeros is a mask (RFC 6455, section 5.3) and costs nothing."""
+    size = len(payload)
+    head = struct.pack(">BB", 0x80 | kind, 0x80 | size) if size < 126 else struct.pack(">BBH", 0x80 | kind, 0xFE, size)
+    return head + b"\0\0\0\0" + payload
