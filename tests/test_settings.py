@@ -112,7 +112,7 @@ def test_load_text_values_become_their_types() -> None:
     assert tenant.origins == {"https://a.example", "http://localhost:3000"}
     assert tenant.personas["default"].persona_id == PERSONA
     assert tenant.personas["default"].replacements == {"name", "plan"}
-    assert (tenant.rates.user_per_min, tenant.rates.tenant_per_min) == (3, 600)
+    assert (tenant.rates.user_per_min, tenant.rates.tenant_per_min) == (3, 6000)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_tenant_values_from_file_are_core_values(tmp_path: Path) -> None:
     assert tenant.origins == {"https://chat.acme.example"}
     assert tenant.personas["support"].persona_id == PERSONA
     assert tenant.personas["support"].replacements == {"name"}
-    assert (tenant.rates.tenant_per_min, tenant.rates.user_per_min, tenant.rates.address_per_min) == (600, 7, 60)
+    assert (tenant.rates.tenant_per_min, tenant.rates.user_per_min, tenant.rates.address_per_min) == (6000, 7, 600)
 
 
 def test_tenant_values_without_any_is_refused() -> None:

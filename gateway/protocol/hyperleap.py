@@ -262,6 +262,7 @@ def refusal(status: int, retry_after: str | None) -> GatewayError:
 
 def _retry_after_s(value: str | None) -> float | None:
     """Read ``Retry-After`` in seconds, bounded to an hour; the date form is rare here and left unread."""
-    if value is None or not value.strip().isdigit():
+    digits = (value or "").strip()
+    if not (digits.isascii() and digits.isdigit()):
         return None
-    return float(min(int(value.strip()), 3600))
+    return float(min(int(digits), 3600)) if len(digits) <= 9 else 3600.0

@@ -199,7 +199,7 @@ def decode_command(frame: str) -> Command:
             request_id = envelope.request_id if isinstance(envelope.request_id, str) else None
         except (msgspec.DecodeError, RecursionError, UnicodeError):
             pass
-        known = {command.__struct_config__.tag for command in Command.__args__}
+        known = [command.__struct_config__.tag for command in Command.__args__]  # a type need not be hashable
         if isinstance(error, msgspec.ValidationError) and kind is not None and kind not in known:
             refusal = GatewayError(Code.COMMAND_UNKNOWN, "No command has this type.", field="type")
         else:

@@ -145,13 +145,13 @@ class Auth:
                     Code.FORBIDDEN, "Keys open sessions (POST /v1/sessions); send the session's token here."
                 )
             raise GatewayError(Code.CREDENTIAL_INVALID)
-        if len(credential) > self._rules.token_max_bytes:
+        if len(credential) > self._rules.token_max_bytes or not credential.isascii():  # headers may hold surrogates
             raise GatewayError(Code.CREDENTIAL_INVALID)
         try:
             claims = self._signer.read(credential.removeprefix(TOKEN_PREFIX), AUDIENCE)
         except jwt.ExpiredSignatureError:
             raise GatewayError(Code.TOKEN_EXPIRED) from None
-        except jwt.InvalidTokenError:
+        except jwt.PyJWTError:  # InvalidKeyError (a key rotated out, or none named) is no InvalidTokenError
             raise GatewayError(Code.CREDENTIAL_INVALID) from None
         tenant = self._tenants.get(TenantId(str(claims.get("ten"))))
         if tenant is None:

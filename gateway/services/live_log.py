@@ -19,6 +19,7 @@ from gateway.core.turn import TurnId
 logger = logging.getLogger(__name__)
 
 SHOWN_EARLY: Final = frozenset({MessageStarted, TextDelta})
+COMPACT_CHARS: Final = 4_096  # saved deltas are joined up to about this length
 PAGE: Final = 256  # entries that a reader behind takes at once …
 PAGE_CHARS: Final = 32_768  # … and text, so that a slow connection is handed little that it has not sent
 
@@ -123,10 +124,14 @@ class LiveLog:
         if ready:
             self._show(ready)
         done = bisect_right(self._shown, position, lo=self._compact_from, key=_position)
-        if done - self._compact_from > 1:
-            joined = merged(self._shown[self._compact_from : done])
-            self._shown[self._compact_from : done] = joined
-            self._compact_from += len(joined)
+        begin = self._compact_from
+        last = self._shown[begin - 1].event
+        if type(last) is TextDelta and len(last.text) < COMPACT_CHARS:
+            begin -= 1  # an entry a save would still be 200 bytes for a handful of characters
+        if done - begin > 1:
+            joined = merged(self._shown[begin:done])
+            self._shown[begin:done] = joined
+            self._compact_from = begin + len(joined)
         else:
             self._compact_from = done
 

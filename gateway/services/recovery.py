@@ -62,12 +62,13 @@ class Recovery:
         )
         # Readers may have been shown more than the log holds; one answer cap further on lies after all of it.
         last = Entry(position + self._answer_max_chars, ending)
+        # The cached transcript lacks this turn; the vendor's copy is whole. It goes before the ending frees the
+        # conversation: afterwards it might carry the mark of a next turn that has begun by then.
+        await self._conversations.forget(tenant, record.conversation_id)
         try:
             await self._log.finish(tenant, record.conversation_id, turn_id, epoch, [last], [])
         except Fenced:
             return False
-        # The cached transcript lacks this turn; the vendor's copy is whole.
-        await self._conversations.forget(tenant, record.conversation_id)
         self._metrics.turn_recovered(tenant)
         log_event(logger, logging.WARNING, "turn.recovered", turn_id=turn_id, tenant=tenant, state="failed")
         return True

@@ -90,6 +90,7 @@ class Turn:
         self._fenced = False
         self._parts: list[str] = []
         self._chars = 0
+        self._capped = False
         self._message_id: str | None = None
         self._run_id: str | None = None
         self._finish_reason: str | None = None
@@ -109,10 +110,12 @@ class Turn:
         events: list[Event] = []
         for item in items:
             self._take(item, events)
+            if self._capped:
+                break
         if events:
             self.live.add(events)
             self._ports.journal.touch(self._journal_entry)
-        if self._chars > self._ports.rules.answer_max_chars:
+        if self._capped:
             self._end_with(GatewayError(Code.ANSWER_TOO_LONG))
 
     def chat_ended(self, error: GatewayError | None, /) -> None:
@@ -134,6 +137,8 @@ class Turn:
                     self.tenant.id, self.conversation.persona, time.monotonic() - self.started_at_s
                 )
                 events.append(MessageStarted(self._message_id, self._run_id, "assistant"))
+            if text and len(text) > (room := self._ports.rules.answer_max_chars - self._chars):
+                text, self._capped = text[:room], True  # no reader ever gets further than recovery steps over
             if text:
                 self._parts.append(text)
                 self._chars += len(text)
@@ -237,19 +242,27 @@ class Turn:
             Message("user", self.message, turn_id=self.turn_id, created_at=self._started_at),
             self._answer(ending),
         ]
-        for attempt in range(FINISH_ATTEMPTS):
+        attempts = 0
+        while True:
             try:
                 await self._ports.log.finish(self.tenant.id, self.conversation.id, self.turn_id, 1, entries, messages)
                 break
             except Fenced:
-                self._abandon()
+                if not live.ended:
+                    self._abandon()
                 return
             except GatewayError:
-                if attempt == FINISH_ATTEMPTS - 1:
+                attempts += 1
+                if attempts == FINISH_ATTEMPTS:  # readers here wait no longer; the store is owed it until it takes it
                     log_event(logger, logging.ERROR, "turn.unsaved", turn_id=self.turn_id, tenant=self.tenant.id)
+                    self._show(ending)
                 await asyncio.sleep(FINISH_PAUSE_S)
-        live.add([ending])
-        live.saved(live.position)
+        if not live.ended:
+            self._show(ending)
+
+    def _show(self, ending: Ending) -> None:
+        self.live.add([ending])
+        self.live.saved(self.live.position)
         self._count(ending)
 
     def _abandon(self) -> None:

@@ -94,10 +94,12 @@ class Turns:
                 f"A message may have {self._rules.message_max_chars} characters at most.",
                 field="message",
             )
-        if idempotency_key is not None and not 0 < len(idempotency_key) <= IDEMPOTENCY_KEY_MAX_CHARS:
+        if idempotency_key is not None and not (
+            0 < len(idempotency_key) <= IDEMPOTENCY_KEY_MAX_CHARS and idempotency_key.isprintable()
+        ):
             raise GatewayError(
                 Code.INVALID_VALUE,
-                f"An idempotency key has 1 to {IDEMPOTENCY_KEY_MAX_CHARS} characters.",
+                f"An idempotency key has 1 to {IDEMPOTENCY_KEY_MAX_CHARS} printable characters.",
                 field="Idempotency-Key",
             )
         conversation = await self._conversations.owned(principal, conversation_id)
@@ -163,13 +165,15 @@ class Turns:
             turn.stop(StopReason.SHUTDOWN)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=FINISH_ATTEMPTS * FINISH_PAUSE_S)
+        for task in self._tasks:  # their endings are shown; a store that is away this long will not get them from here
+            task.cancel()
 
     async def _begin(
         self, principal: Principal, conversation: Conversation, message: str, idempotency_key: str | None
     ) -> Started:
         tenant = principal.tenant
         body_hash = hashlib.sha256(message.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        for _ in range(2):  # once more after the turn of a lost worker has been given its ending
+        for _ in range(3):  # again after a lost worker's turn has got its ending, and after the record is read back
             claim = await self._log.claim(
                 tenant.id,
                 conversation.id,
@@ -180,7 +184,7 @@ class Turns:
             )
             if claim.outcome == "unknown":  # left the cache since it was read
                 conversation = await self._conversations.owned(principal, conversation.id)
-            elif claim.outcome == "orphaned":
+            elif claim.outcome == "orphaned" and claim.turn_id not in self._turns:  # else late, not lost: it lives here
                 await self._recovery.recover(tenant.id, claim.turn_id)
             else:
                 break

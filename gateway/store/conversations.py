@@ -17,7 +17,6 @@ ADD: Final = Script("add_conversation")
 PUT_FEEDBACK: Final = Script("put_feedback")
 HEAD_FIELDS: Final = ("owner", "persona", "status", "name", "created_at", "metadata", "unavailable", "active")
 FEEDBACK_ATTEMPTS: Final = 8
-TIES: Final = 16  # conversations that may share one millisecond of last use on a page's edge
 
 _message: Final = msgspec.json.Decoder(Message)
 
@@ -65,20 +64,21 @@ class RedisConversations:
         self, tenant: TenantId, owner: UserHash, before: str | None, limit: int
     ) -> tuple[list[ConversationId], str | None]:
         edge_ms, edge_id = _parse_page(before) if before else (None, "")
-        reply: list[Any] = await self._redis.call(
-            "ZRANGE",
-            Keys(tenant).conversations(owner),
-            "+inf" if edge_ms is None else edge_ms,
-            "-inf",
-            "BYSCORE",
-            "REV",
-            "LIMIT",
-            0,
-            limit + 1 + (TIES if before else 0),
-            "WITHSCORES",
-        )
-        found = [(int(score), text(member) or "") for member, score in reply]
-        page = [(ms, name) for ms, name in found if edge_ms is None or (ms, name) < (edge_ms, edge_id)]
+        page: list[tuple[int, str]] = []
+        offset, count = 0, limit + 1
+        while len(page) <= limit:  # again only where more than a page were last used in the edge's millisecond
+            reply: list[Any] = await self._redis.call(
+                "ZRANGE",
+                Keys(tenant).conversations(owner),
+                "+inf" if edge_ms is None else edge_ms,
+                "-inf",
+                *("BYSCORE", "REV", "LIMIT", offset, count, "WITHSCORES"),
+            )
+            found = [(int(score), text(member) or "") for member, score in reply]
+            page += [(ms, name) for ms, name in found if edge_ms is None or (ms, name) < (edge_ms, edge_id)]
+            if len(reply) < count:
+                break
+            offset += count
         ids = [ConversationId(name) for _, name in page[:limit]]
         more = f"{page[limit - 1][0]}.{page[limit - 1][1]}" if len(page) > limit else None
         return ids, more

@@ -100,6 +100,9 @@ class Redis:
 
     async def call(self, *command: Argument) -> Any:
         """Send one command; it shares a round trip with every other command issued in this loop tick."""
+        # Encoded here, so that an argument that no UTF-8 can carry is its sender's error and not the whole batch's.
+        name, *arguments = command
+        command = (name, *(part.encode() if isinstance(part, str) else part for part in arguments))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         if not self._queue:
@@ -118,9 +121,8 @@ class Redis:
 
     async def server_facts(self) -> dict[str, str]:
         """Return what ``INFO`` tells of the server (``server_name``, ``redis_version``, ``maxmemory_policy`` …)."""
-        reply = await self.call("INFO")
-        text = reply.decode() if isinstance(reply, bytes) else str(reply)
-        return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        reply: dict[Any, Any] = await self.call("INFO")  # redis-py has made a map of it
+        return {str(name): str(value) for name, value in reply.items()}
 
     def _flush(self) -> None:
         batch, self._queue = self._queue, []
@@ -130,31 +132,38 @@ class Redis:
 
     async def _send(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
         started_s = time.perf_counter()
-        failed = False
+        failure: Exception | None = None
+        code = Code.STORE_UNAVAILABLE
+        replies: list[Any] = [None] * len(batch)
         try:
             pipeline = self._client.pipeline(transaction=False)
             for command, _ in batch:
                 pipeline.execute_command(*command)
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+            replies = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
-            failed = True
-            # redis-py's own words may hold the URL's password; the client hears only that the store is away.
-            refusal = GatewayError(Code.STORE_UNAVAILABLE, extra={})
-            refusal.__cause__ = error
-            replies = [refusal] * len(batch)
+            failure = error
+        except Exception as error:  # a fault of ours or of redis-py: whoever waits must hear of it all the same
+            failure, code = error, Code.INTERNAL
         for (_, future), reply in zip(batch, replies, strict=True):
             if future.done():
                 continue
-            if isinstance(reply, NoScriptError | GatewayError):
+            if failure is not None:
+                future.set_exception(_refusal(code, failure))
+            elif isinstance(reply, NoScriptError):
                 future.set_exception(reply)
             elif isinstance(reply, ResponseError):
-                refusal = GatewayError(Code.STORE_UNAVAILABLE)
-                refusal.__cause__ = reply
-                future.set_exception(refusal)
+                future.set_exception(_refusal(Code.STORE_UNAVAILABLE, reply))
             else:
                 future.set_result(reply)
         if self._observer is not None:
-            self._observer(time.perf_counter() - started_s, len(batch), failed)
+            self._observer(time.perf_counter() - started_s, len(batch), failure is not None)
+
+
+def _refusal(code: Code, cause: Exception) -> GatewayError:
+    """One caller's error. redis-py's own words may hold the URL's password; the client hears only the code's."""
+    refusal = GatewayError(code)
+    refusal.__cause__ = cause
+    return refusal
 
 
 def text(value: Any) -> str | None:

@@ -30,6 +30,8 @@ COLOURS = {"debug": "2", "info": "36", "warning": "33", "error": "31", "critical
 TEXT_MAX_CHARS = 500  # of an exception's words, which may quote what made it fail
 CAUSES_MAX = 5
 THROTTLED_MAX = 1024
+# Exceptions whose words are what a stranger sent; they are told to the sender, and their words kept out of the log
+STRANGERS_WORDS = ("aiohttp.http_exceptions",)
 
 _CREDENTIALS = re.compile(
     r"""
@@ -84,7 +86,7 @@ class Redactor:
         kind = type(error)
         shown: dict[str, Any] = {
             "type": kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
-            "message": self.text(str(error))[:TEXT_MAX_CHARS],
+            "message": "" if kind.__module__ in STRANGERS_WORDS else self.text(str(error))[:TEXT_MAX_CHARS],
             "at": [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in _frames(error)],
         }
         if causes:

@@ -119,7 +119,7 @@ class HyperleapChat:
         self._begun_s = self._loop.time()
         if not self._answering:
             self._heard_s = self._begun_s
-        self._clock = self._loop.call_at(self._due()[0], self._ring)
+        self._wind()
 
     def cancel(self) -> None:
         self._over = True
@@ -149,7 +149,9 @@ class HyperleapChat:
             self._end(GatewayError(Code.UPSTREAM_MALFORMED))
             return
         if items:
-            self._answering = True
+            if not self._answering:
+                self._answering = True
+                self._wind()  # the clock between tokens may run out before that of the first token would have
             self._receiver.chat_items(read_items(items))
         if self._decoder.error is not None and not self._over:
             self._end(GatewayError(Code.UPSTREAM_MALFORMED))
@@ -182,12 +184,20 @@ class HyperleapChat:
             silence = (self._begun_s + rules.first_token_timeout_s, "first token", rules.first_token_timeout_s)
         return min(whole, silence)
 
+    def _wind(self) -> None:
+        if self._stream is None:
+            return  # bind winds it
+        if self._clock is not None:
+            self._clock.cancel()
+        self._clock = self._loop.call_at(self._due()[0], self._ring)
+
     def _ring(self) -> None:
+        """What was heard since the clock was wound only moves its deadline away, so it is looked at when it rings."""
         due_s, name, length_s = self._due()
         if self._loop.time() < due_s:
-            self._clock = self._loop.call_at(due_s, self._ring)
+            self._wind()
         else:
-            self._end(GatewayError(Code.UPSTREAM_TIMEOUT, f"Hyperleap was silent for {length_s:g} s ({name})."))
+            self._end(GatewayError(Code.UPSTREAM_TIMEOUT, f"Hyperleap took longer than {length_s:g} s ({name})."))
 
     def _end(self, error: GatewayError | None) -> None:
         self.cancel()  # resets the stream if it is still open
@@ -306,14 +316,18 @@ class HyperleapClient:
 
     async def _fetch_blob(self, uri: str) -> bytes | None:
         """Fetch a transcript that is kept apart, without our key and from hosts that a setting allows; else None."""
-        parts = urlsplit(uri)
-        if parts.scheme != "https" or parts.hostname not in self._rules.blob_hosts:
+        try:
+            parts = urlsplit(uri)
+            allowed = parts.scheme == "https" and parts.hostname in self._rules.blob_hosts and parts.port != 0
+        except ValueError:  # brackets without a match, a port that is none
+            return None
+        if not allowed:
             return None
         tls: ssl.SSLContext = tls_context(self._rules.ca_file)
         try:
             async with (
                 asyncio.timeout(self._rules.call_timeout_s),
-                httpx.AsyncClient(http2=True, verify=tls, follow_redirects=False) as http,
+                httpx.AsyncClient(http2=True, verify=tls, follow_redirects=False, trust_env=False) as http,
                 http.stream("GET", uri, headers={"accept-encoding": "identity"}) as response,
             ):
                 return await _read(response) if response.status_code == 200 else None

@@ -1,0 +1,322 @@
+"""One worker's services on a real store, with the vendor's side played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gateway.core.conversation import Conversation, ConversationId, Feedback, Message, VendorConversation
+from gateway.core.errors import GatewayError
+from gateway.core.events import Entry, EventId, MessageStarted, TextDelta
+from gateway.core.identity import Persona, Principal, Tenant, TenantId, TurnRates, UserHash, UserId
+from gateway.core.turn import AnswerItem, ChatReceiver, TurnId
+from gateway.services.admission import Admission
+from gateway.services.conversations import Conversations
+from gateway.services.feedback import FeedbackService
+from gateway.services.journal import Journal
+from gateway.services.live_log import Batch
+from gateway.services.recovery import Recovery
+from gateway.services.subscriptions import Subscription, Subscriptions
+from gateway.services.turns import Started, TurnRules, Turns
+from gateway.store.conversations import RedisConversations
+from gateway.store.event_log import RedisEventLog
+from gateway.store.limiter import RedisLimiter
+from gateway.store.redis import Redis
+from gateway.telemetry.metrics import Metrics
+
+PATIENCE_S = 5.0  # for what must happen; reached only by a failing test
+ADDRESS = "192.0.2.1"
+PERSONA_ID, OTHER_PERSONA_ID = "p-default", "p-other"
+FINISH = AnswerItem(finish_reason="stop", usage=(1, 2, 3), role="assistant")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition of this process is true."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+class PlayedChat:
+    """One chat as the vendor sees it; the test plays its answer."""
+
+    def __init__(self, conversation_id: str, message: str, receiver: ChatReceiver) -> None:
+        self.conversation_id = conversation_id
+        self.message = message
+        self.cancelled = False
+        self._receiver = receiver
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def say(self, *items: AnswerItem | str) -> None:
+        """Send items; a text stands for a delta of the assistant's."""
+        if not self.cancelled:
+            plain = [
+                AnswerItem(item, "m-1", "r-1", role="assistant") if isinstance(item, str) else item for item in items
+            ]
+            self._receiver.chat_items(plain)
+
+    def end(self, error: GatewayError | None = None) -> None:
+        if not self.cancelled:
+            self._receiver.chat_ended(error)
+
+    def complete(self, *texts: str) -> None:
+        self.say(*texts, FINISH)
+        self.end()
+
+
+class PlayedVendor:
+    """The other side of the Upstream port. ``gate`` holds chats back, ``refusal`` refuses whatever comes next."""
+
+    def __init__(self) -> None:
+        self.conversations: dict[str, VendorConversation] = {}
+        self.chats: list[PlayedChat] = []
+        self.created: list[dict[str, Any]] = []
+        self.scores: list[tuple[str, str, Feedback]] = []
+        self.reads = 0
+        self.gate: asyncio.Event | None = None
+        self.refusal: Exception | None = None
+        self.left_waiting = 0
+
+    def add(self, external_user_id: str | None, **fields: Any) -> ConversationId:
+        """Put a conversation into the vendor's memory."""
+        conversation_id = ConversationId(str(uuid.uuid4()))
+        wanted: dict[str, Any] = {
+            "persona_id": PERSONA_ID,
+            "status": "Active",
+            "name": None,
+            "metadata": {},
+            "messages": [],
+            **fields,
+        }
+        self.conversations[conversation_id] = VendorConversation(conversation_id, external_user_id, **wanted)
+        return conversation_id
+
+    async def _pass(self) -> None:
+        if self.gate is not None:
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.left_waiting += 1
+                raise
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def create_conversation(
+        self,
+        *,
+        persona_id: str,
+        persona_version_id: str | None,
+        replacements: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        external_user_id: str,
+    ) -> VendorConversation:
+        await self._pass()
+        self.created.append({"persona_id": persona_id, "replacements": dict(replacements)})
+        return self.conversations[self.add(external_user_id, persona_id=persona_id, metadata=dict(metadata))]
+
+    async def open_chat(self, conversation_id: ConversationId, message: str, receiver: ChatReceiver) -> PlayedChat:
+        await self._pass()
+        chat = PlayedChat(conversation_id, message, receiver)
+        self.chats.append(chat)
+        return chat
+
+    async def read_conversation(self, conversation_id: ConversationId) -> VendorConversation | None:
+        self.reads += 1
+        await self._pass()
+        return self.conversations.get(conversation_id)
+
+    async def score_message(
+        self, conversation_id: ConversationId, message_id: str, feedback: Feedback
+    ) -> VendorConversation:
+        await self._pass()
+        self.scores.append((conversation_id, message_id, feedback))
+        return self.conversations[conversation_id]
+
+    async def chat(self, number: int = 0) -> PlayedChat:
+        """Wait for a chat to arrive."""
+        await until(lambda: len(self.chats) > number)
+        return self.chats[number]
+
+
+class Reading:
+    """A connection that writes down what it is given."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.names: list[str] = []
+        self.positions: list[int] = []
+        self.text = ""
+        self.events: list[Any] = []
+        self.begun = subscription.position
+        self.room = 10**9  # pushes before the connection is over its high-water mark
+        self.drains = 0
+        self.blocked: asyncio.Event | None = None
+        self.task = asyncio.get_running_loop().create_task(subscription.deliver(self))
+
+    def _take(self, batch: Batch) -> None:
+        for position, event in batch.entries:
+            assert position > (self.positions[-1] if self.positions else self.begun)
+            self.positions.append(position)
+            self.names.append(event.name)
+            self.events.append(event)
+            if isinstance(event, TextDelta):
+                self.text += event.text
+
+    def push(self, batch: Batch, /) -> bool:
+        self._take(batch)
+        self.room -= 1
+        return self.room > 0
+
+    async def write(self, batch: Batch, /) -> None:
+        if self.blocked is not None:
+            await self.blocked.wait()
+        self._take(batch)
+
+    async def drain(self) -> None:
+        self.drains += 1
+        if self.blocked is not None:
+            await self.blocked.wait()
+
+    async def ended(self, within_s: float = PATIENCE_S) -> Any:
+        """Wait for the end of the delivery and return the last event."""
+        async with asyncio.timeout(within_s):
+            await self.task
+        return self.events[-1]
+
+
+class Stage:
+    """A worker: every service of it, over one store and one played vendor."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        tenant: str | None = None,
+        vendor: PlayedVendor | None = None,
+        lease_s: float = 30.0,
+        heartbeat_s: float = 1.0,
+        interval_s: float = 0.02,
+        answer_max_chars: int = 1_000_000,
+        message_max_chars: int = 32_000,
+        log_ttl_s: float = 100.0,
+        rates: TurnRates | None = None,
+        store_timeout_s: float = 2.0,
+    ) -> None:
+        self.vendor = vendor or PlayedVendor()
+        self.store = Redis(url, timeout_s=store_timeout_s, connections=4)
+        self.log = RedisEventLog(
+            self.store,
+            lease_s=lease_s,
+            turn_timeout_s=60,
+            log_ttl_s=log_ttl_s,
+            idempotency_ttl_s=100,
+            conversation_ttl_s=100,
+        )
+        self.cache = RedisConversations(self.store, ttl_s=100)
+        self.tenant = Tenant(
+            id=TenantId(tenant or f"t-{uuid.uuid4().hex[:12]}"),
+            personas={
+                "default": Persona(alias="default", persona_id=PERSONA_ID, replacements=frozenset({"name"})),
+                "other": Persona(alias="other", persona_id=OTHER_PERSONA_ID),
+            },
+            rates=rates or TurnRates(tenant_per_min=10**6, user_per_min=10**6, address_per_min=10**6),
+        )
+        self.metrics = Metrics({self.tenant.id: list(self.tenant.personas)})
+        admission = Admission(RedisLimiter(self.store), b"pepper", self.metrics)
+        self.conversations = Conversations(self.cache, self.vendor, admission)
+        self.recovery = Recovery(self.log, self.cache, self.metrics, answer_max_chars=answer_max_chars)
+        self.journal = Journal(self.log, interval_s=interval_s, heartbeat_s=heartbeat_s)
+        self.turns = Turns(
+            upstream=self.vendor,
+            log=self.log,
+            journal=self.journal,
+            admission=admission,
+            conversations=self.conversations,
+            recovery=self.recovery,
+            metrics=self.metrics,
+            rules=TurnRules(answer_max_chars=answer_max_chars, message_max_chars=message_max_chars),
+        )
+        self.subscriptions = Subscriptions(
+            turns=self.turns,
+            log=self.log,
+            conversations=self.conversations,
+            recovery=self.recovery,
+            metrics=self.metrics,
+        )
+        self.feedback = FeedbackService(self.conversations, self.cache, self.vendor, admission, self.metrics)
+        self._readings: list[Reading] = []
+
+    async def aclose(self) -> None:
+        for reading in self._readings:
+            reading.task.cancel()
+        await asyncio.gather(*(reading.task for reading in self._readings), return_exceptions=True)
+        await self.turns.aclose(grace_s=0)
+        await self.store.aclose()
+
+    def user(self, name: str = "u1", *, personas: Sequence[str] | None = None) -> Principal:
+        return Principal(
+            tenant=self.tenant,
+            user_id=UserId(name),
+            user_hash=UserHash(f"hash-of-{name}"),
+            expires_at_s=time.time() + 900,
+            personas=frozenset(personas) if personas is not None else None,
+        )
+
+    async def conversation(self, principal: Principal | None = None) -> ConversationId:
+        created = await self.conversations.create(
+            principal or self.user(), alias="default", replacements={}, metadata={}, address=ADDRESS
+        )
+        return created.id
+
+    async def start(
+        self,
+        conversation_id: ConversationId,
+        message: str = "Hi",
+        *,
+        principal: Principal | None = None,
+        key: str | None = None,
+    ) -> Started:
+        return await self.turns.start(
+            principal or self.user(), conversation_id, message, idempotency_key=key, address=ADDRESS
+        )
+
+    async def read(self, turn_id: TurnId, after: int | None = None, principal: Principal | None = None) -> Reading:
+        """Attach a reader that must not be at the ending already."""
+        cursor = EventId(turn_id, after) if after is not None else None
+        subscription = await self.subscriptions.open(principal or self.user(), turn_id, cursor)
+        assert subscription is not None
+        reading = Reading(subscription)
+        self._readings.append(reading)
+        return reading
+
+    async def orphan(self, *texts: str) -> tuple[ConversationId, TurnId]:
+        """Leave a turn behind as a lost worker does: claimed, partly saved, its lease run out."""
+        conversation_id = await self.conversation()
+        turn_id = TurnId(str(uuid.uuid4()))
+        owner = self.user().user_hash
+        claim = await self.log.claim(
+            self.tenant.id, conversation_id, turn_id, owner=owner, idempotency_key=None, body_hash="b"
+        )
+        assert claim.outcome == "started"
+        position, entries = 2, [Entry(2, MessageStarted("m-9", "r-9", "assistant"))]
+        for text in texts:
+            position += len(text)
+            entries.append(Entry(position, TextDelta(text)))
+        await self.log.append(self.tenant.id, turn_id, 1, entries)
+        await self.until_unleased(turn_id)
+        return conversation_id, turn_id
+
+    async def until_unleased(self, turn_id: TurnId) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while (record := await self.log.record(self.tenant.id, turn_id)) is not None and record.leased:
+                await asyncio.sleep(0.01)
+
+    async def transcript(self, conversation_id: ConversationId) -> list[Message]:
+        found: Conversation | None = await self.cache.get(self.tenant.id, conversation_id)
+        assert found is not None
+        return found.messages

@@ -1,0 +1,459 @@
+"""Credentials: only what the gateway signed opens anything, and a refusal tells nothing that the asker did not know."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import jwt
+import pytest
+
+from gateway.core.errors import Code, GatewayError
+from gateway.core.identity import KeyKind, KeyRecord, Persona, Tenant, TenantId
+from gateway.services import auth as auth_module
+from gateway.services.auth import AUDIENCE, LEEWAY_S, Auth, Session, SessionRules, Signer
+from gateway.store.redis import Redis
+from gateway.store.tenants import RedisKeys
+
+KEY, OLD_KEY, OTHER_KEY = b"k" * 32, b"o" * 32, b"x" * 32
+PEPPER = b"pepper-of-the-tests"
+ORIGIN, FOREIGN = "https://app.example", "https://evil.example"
+
+
+class CountedKeys(RedisKeys):
+    """The key store, counting how often it is asked."""
+
+    finds = 0
+
+    async def find(self, tenant: TenantId, key_id: str) -> KeyRecord | None:
+        self.finds += 1
+        return await super().find(tenant, key_id)
+
+
+@pytest.fixture
+async def keys(store_url: str) -> AsyncIterator[CountedKeys]:
+    store = Redis(store_url, timeout_s=2.0, connections=2)
+    yield CountedKeys(store)
+    await store.aclose()
+
+
+@pytest.fixture
+def tenant(request: pytest.FixtureRequest) -> Tenant:
+    return tenant_named(f"t-{abs(hash(request.node.nodeid)) % 10**10}")
+
+
+def tenant_named(name: str, **fields: Any) -> Tenant:
+    personas = {alias: Persona(alias=alias, persona_id=f"p-{alias}") for alias in ("default", "other")}
+    wanted: dict[str, Any] = {"personas": personas, "origins": frozenset({ORIGIN}), "anonymous": True, **fields}
+    return Tenant(id=TenantId(name), **wanted)
+
+
+def auth_of(keys: CountedKeys, *tenants: Tenant, key: bytes = KEY, previous: bytes | None = None, **rules: Any) -> Auth:
+    return Auth(
+        {tenant.id: tenant for tenant in tenants},
+        keys,
+        pepper=PEPPER,
+        signer=Signer(key, previous),
+        rules=SessionRules(**rules),
+    )
+
+
+async def session(auth: Auth, credential: str, origin: str | None = None, **fields: Any) -> Session:
+    wanted: dict[str, Any] = dict.fromkeys(("user_id", "ttl_s", "personas", "origins", "visitor_id"))
+    return await auth.open_session(credential, origin, **(wanted | fields))
+
+
+async def user_token(auth: Auth, tenant: Tenant, **fields: Any) -> str:
+    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
+    return (await session(auth, key, **({"user_id": "u1"} | fields))).token
+
+
+def refused(auth: Auth, credential: str, origin: str | None = None) -> Code:
+    with pytest.raises(GatewayError) as error:
+        auth.principal(credential, origin)
+    assert credential[4:] not in f"{error.value} {error.value.detail}" or len(credential) < 8
+    return error.value.code
+
+
+async def refusal(work: object) -> GatewayError:
+    with pytest.raises(GatewayError) as error:
+        await work  # type: ignore[misc]
+    return error.value
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    return jwt.decode(token.removeprefix("hgt_"), options={"verify_signature": False})
+
+
+def signed(claims: dict[str, Any], key: bytes = KEY, **header: Any) -> str:
+    """Sign claims as the gateway would, or not quite."""
+    signer = Signer(key, None)
+    wanted = {"kid": signer._kid} | header
+    return "hgt_" + jwt.encode(claims, key, algorithm="HS256", headers=wanted)
+
+
+# --- tokens -------------------------------------------------------------------------------------------------------
+
+
+async def test_token_opens_what_it_was_minted_for(keys: CountedKeys, tenant: Tenant) -> None:
+    """A session token proves its user in its tenant, with its personas, until its time is over."""
+    auth = auth_of(keys, tenant)
+    token = await user_token(auth, tenant, personas=["other"], ttl_s=60)
+    principal = auth.principal(token, ORIGIN)
+    assert (principal.tenant.id, principal.user_id, principal.personas) == (tenant.id, "u1", frozenset({"other"}))
+    assert principal.user_hash == auth.user_hash(tenant.id, "u1")
+    assert not principal.anonymous
+    assert 50 < principal.expires_at_s - time.time() <= 60
+    assert token.startswith("hgt_")
+
+
+async def test_user_hash_differs_between_users_tenants_and_peppers(keys: CountedKeys, tenant: Tenant) -> None:
+    """The keyed hash tells nobody who a user is, and nobody's parts can be shifted into another's."""
+    auth = auth_of(keys, tenant)
+    other = Auth({}, keys, pepper=b"another", signer=Signer(KEY, None), rules=SessionRules())
+    hashes = [
+        auth.user_hash(TenantId("a"), "b"),
+        auth.user_hash(TenantId("ab"), ""),
+        auth.user_hash(TenantId("a"), "c"),
+        other.user_hash(TenantId("a"), "b"),
+    ]
+    assert len(set(hashes)) == 4
+    assert all(len(value) == 32 for value in hashes)
+
+
+async def test_token_of_the_previous_key_is_read_until_that_key_is_gone(keys: CountedKeys, tenant: Tenant) -> None:
+    """While a signing key is rotated out its tokens still work; afterwards they are invalid, not an accident."""
+    token = await user_token(auth_of(keys, tenant, key=OLD_KEY), tenant)
+    rotating = auth_of(keys, tenant, key=KEY, previous=OLD_KEY)
+    assert rotating.principal(token, None).user_id == "u1"
+    assert claims_of(await user_token(rotating, tenant))
+    assert refused(auth_of(keys, tenant, key=KEY), token) is Code.CREDENTIAL_INVALID
+    fresh = await user_token(rotating, tenant)
+    assert auth_of(keys, tenant, key=KEY).principal(fresh, None).user_id == "u1"
+
+
+async def test_token_past_its_time_is_expired(keys: CountedKeys, tenant: Tenant) -> None:
+    """An expired token has its own code, so that a client brings a new one; the clocks' leeway is small."""
+    auth = auth_of(keys, tenant)
+    claims = claims_of(await user_token(auth, tenant))
+    now_s = int(time.time())
+    late = claims | {"iat": now_s - 100, "exp": now_s - int(LEEWAY_S) - 1}
+    assert refused(auth, signed(late)) is Code.TOKEN_EXPIRED
+    assert auth.principal(signed(claims), None).user_id == "u1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"aud": "another-service"},
+        {"aud": "hyperleap-gateway-visitor"},
+        {"aud": None},
+        {"ten": None},
+        {"ten": "t-unknown"},
+        {"ten": 5},
+        {"exp": None},
+        {"iat": None},
+        {"sub": None},
+        {"sub": 5},
+        {"exp": "soon"},
+        {"nbf": 2**40},
+        {"iat": 2**40},
+    ],
+)
+async def test_token_with_wrong_claims_is_invalid(keys: CountedKeys, tenant: Tenant, change: dict[str, Any]) -> None:
+    """A token that we signed for something else, or not whole, opens nothing (None leaves the claim out)."""
+    auth = auth_of(keys, tenant)
+    claims = claims_of(await user_token(auth, tenant)) | change
+    claims = {name: value for name, value in claims.items() if value is not None}
+    try:
+        token = signed(claims)
+    except TypeError:  # what cannot even be signed by the library is signed by hand
+        token = forged(claims)
+    assert refused(auth, token) is Code.CREDENTIAL_INVALID
+
+
+def forged(claims: dict[str, Any]) -> str:
+    api = jwt.PyJWS()
+    return "hgt_" + api.encode(json.dumps(claims).encode(), KEY, "HS256", headers={"kid": Signer(KEY, None)._kid})
+
+
+def part(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+async def test_token_without_a_signature_is_invalid(keys: CountedKeys, tenant: Tenant) -> None:
+    """``alg: none``, another algorithm, another key or a changed body: none of them is a signature of ours."""
+    auth = auth_of(keys, tenant)
+    token = await user_token(auth, tenant)
+    claims, kid = claims_of(token), Signer(KEY, None)._kid
+    head, body, signature = token.removeprefix("hgt_").split(".")
+    for forgery in (
+        f"hgt_{part({'alg': 'none', 'kid': kid})}.{part(claims)}.",
+        f"hgt_{part({'alg': 'None', 'kid': kid})}.{part(claims)}.{signature}",
+        f"hgt_{head}.{body}.",
+        f"hgt_{head}.{part(claims | {'sub': 'admin'})}.{signature}",
+        f"hgt_{part({'alg': 'HS256', 'kid': [kid]})}.{body}.{signature}",
+        f"hgt_{part({'alg': 'HS256'})}.{body}.{signature}",
+        signed(claims, key=OTHER_KEY, kid=kid),
+        signed(claims, key=OTHER_KEY),
+        "hgt_" + jwt.encode(claims, KEY * 2, algorithm="HS512", headers={"kid": kid}),
+    ):
+        assert refused(auth, forgery) is Code.CREDENTIAL_INVALID
+    assert auth.principal(token, None).user_id == "u1"
+
+
+@pytest.mark.parametrize(
+    "credential",
+    ["", "hgt_", "hgt_x", "hgt_a.b.c", "hgt_\udcff", "hgt_é.é.é", "Bearer x", "hgv_x", "hgt_" + "a" * 5000, "x" * 9],
+)
+async def test_credential_that_is_no_token_is_invalid(keys: CountedKeys, tenant: Tenant, credential: str) -> None:
+    """Nothing that a stranger sends in a token's place is anything but invalid."""
+    assert refused(auth_of(keys, tenant), credential) is Code.CREDENTIAL_INVALID
+
+
+async def test_key_in_a_tokens_place_is_told_apart(keys: CountedKeys, tenant: Tenant) -> None:
+    """A key sent where a token belongs is forbidden in words, since its owner's developer made a mistake."""
+    auth = auth_of(keys, tenant)
+    for kind in KeyKind:
+        key = await auth.mint_key(tenant.id, kind, "tests", replace=False)
+        assert refused(auth, key) is Code.FORBIDDEN
+
+
+async def test_token_of_a_removed_tenant_is_invalid(keys: CountedKeys, tenant: Tenant) -> None:
+    """A tenant that is no longer configured has no users either."""
+    token = await user_token(auth_of(keys, tenant), tenant)
+    assert refused(auth_of(keys, tenant_named("t-other")), token) is Code.CREDENTIAL_INVALID
+
+
+async def test_token_from_a_foreign_origin_is_refused(keys: CountedKeys, tenant: Tenant) -> None:
+    """A browser's origin must be the tenant's, and the token's where it names any; no origin is no browser."""
+    auth = auth_of(keys, tenant)
+    token = await user_token(auth, tenant)
+    assert refused(auth, token, FOREIGN) is Code.ORIGIN_NOT_ALLOWED
+    assert auth.principal(token, ORIGIN)
+    assert auth.principal(token, None)
+    auth.allow_origins(frozenset({"http://127.0.0.1:8080"}))
+    assert auth.principal(token, "http://127.0.0.1:8080")
+    narrow = await user_token(auth, tenant, origins=["https://narrow.example"])
+    assert refused(auth, narrow, ORIGIN) is Code.ORIGIN_NOT_ALLOWED
+
+
+# --- opening sessions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "field"),
+    [
+        ({"user_id": None}, Code.MISSING_FIELD, "user_id"),
+        ({"user_id": ""}, Code.INVALID_VALUE, "user_id"),
+        ({"user_id": "x" * 257}, Code.INVALID_VALUE, "user_id"),
+        ({"user_id": "a\nb"}, Code.INVALID_VALUE, "user_id"),
+        ({"ttl_s": 29}, Code.INVALID_VALUE, "ttl_s"),
+        ({"ttl_s": 86_401}, Code.INVALID_VALUE, "ttl_s"),
+        ({"personas": ["default", "nobody"]}, Code.PERSONA_UNKNOWN, "personas"),
+        ({"visitor_id": "hgv_x"}, Code.FORBIDDEN, "visitor_id"),
+        ({"origins": ["https://x.example" * 20] * 20}, Code.INVALID_VALUE, None),
+    ],
+)
+async def test_session_with_bad_fields_is_refused_by_field(
+    keys: CountedKeys, tenant: Tenant, fields: dict[str, Any], code: Code, field: str | None
+) -> None:
+    """Each bound of a session has its code and its field."""
+    auth = auth_of(keys, tenant)
+    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
+    error = await refusal(session(auth, key, **({"user_id": "u1"} | fields)))
+    assert (error.code, error.field) == (code, field)
+
+
+async def test_session_of_a_wrong_key_is_invalid_and_looks_like_an_unknown_one(
+    keys: CountedKeys, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong secret and an unknown id get the same words, and the secret is hashed and compared for both."""
+    auth = auth_of(keys, tenant)
+    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
+    head, key_id, _ = key.split(".")
+    compared: list[tuple[int, int]] = []
+    compare = hmac.compare_digest
+
+    def counted(left: str, right: str) -> bool:
+        compared.append((len(left), len(right)))
+        return bool(compare(left, right))
+
+    monkeypatch.setattr(hmac, "compare_digest", counted)
+    told = set()
+    for wrong in (f"{head}.{key_id}.{'A' * 43}", f"{head}.ffffffffffff.{'A' * 43}"):
+        compared.clear()
+        error = await refusal(session(auth, wrong, user_id="u1"))
+        told.add((error.code, error.detail, error.field))
+        assert compared == [(64, 64)]
+    assert told == {(Code.CREDENTIAL_INVALID, told.copy().pop()[1], None)}
+
+
+async def test_session_of_a_key_under_another_kind_or_tenant_is_invalid(keys: CountedKeys, tenant: Tenant) -> None:
+    """A publishable key does not become a secret one by its prefix, nor a tenant's key another tenant's."""
+    other = tenant_named(f"{tenant.id}-2")
+    auth = auth_of(keys, tenant, other)
+    publishable = await auth.mint_key(tenant.id, KeyKind.PUBLISHABLE, "tests", replace=False)
+    secret = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
+    for wrong in (
+        publishable.replace("hgp_", "hgs_"),
+        secret.replace(f"_{tenant.id}.", f"_{other.id}."),
+        secret.replace(f"_{tenant.id}.", "_t-unknown."),
+        "hgs_nonsense",
+        "",
+    ):
+        assert (await refusal(session(auth, wrong, user_id="u1"))).code is Code.CREDENTIAL_INVALID
+
+
+async def test_session_by_a_token_is_forbidden(keys: CountedKeys, tenant: Tenant) -> None:
+    """A session does not prolong itself."""
+    auth = auth_of(keys, tenant)
+    token = await user_token(auth, tenant)
+    assert (await refusal(session(auth, token, user_id="u1"))).code is Code.FORBIDDEN
+
+
+async def test_key_store_holds_no_secret(keys: CountedKeys, tenant: Tenant) -> None:
+    """A key exists in clear once, when it is made; what is kept cannot open anything."""
+    auth = auth_of(keys, tenant)
+    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
+    (record,) = await keys.list(tenant.id)
+    assert key.rsplit(".", 1)[1] not in repr(record)
+    assert len(record.digest) == 64
+
+
+async def test_key_replaced_is_refused_at_once_and_others_stay(keys: CountedKeys, tenant: Tenant) -> None:
+    """Replacing takes away the older keys of that kind and label, from the cache as well, and no others."""
+    auth = auth_of(keys, tenant)
+    old = await auth.mint_key(tenant.id, KeyKind.SECRET, "env-file", replace=True)
+    kept = await auth.mint_key(tenant.id, KeyKind.SECRET, "default", replace=False)
+    await session(auth, old, user_id="u1")
+    new = await auth.mint_key(tenant.id, KeyKind.SECRET, "env-file", replace=True)
+    assert (await refusal(session(auth, old, user_id="u1"))).code is Code.CREDENTIAL_INVALID
+    for key in (new, kept):
+        assert await session(auth, key, user_id="u1")
+    assert await auth.has_key(tenant.id, "env-file")
+    assert not await auth.has_key(tenant.id, "nothing")
+
+
+async def test_key_removed_elsewhere_is_refused_once_the_cache_is_old(
+    keys: CountedKeys, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proved key is remembered for a few seconds and not longer, so that removal takes effect everywhere."""
+    auth = auth_of(keys, tenant)
+    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
+    for _ in range(5):
+        await session(auth, key, user_id="u1")
+    assert keys.finds == 1
+    await keys.remove(tenant.id, key.split(".")[1])
+    await session(auth, key, user_id="u1")
+    monkeypatch.setattr(auth_module, "KEY_CACHE_S", 0.0)
+    assert (await refusal(session(auth, key, user_id="u1"))).code is Code.CREDENTIAL_INVALID
+
+
+async def test_key_cache_of_guessed_ids_is_bounded(
+    keys: CountedKeys, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guessing key ids does not fill the memory."""
+    monkeypatch.setattr(auth_module, "KEY_CACHE_ENTRIES", 10)
+    auth = auth_of(keys, tenant)
+    for number in range(50):
+        await refusal(session(auth, f"hgs_{tenant.id}.{number:012d}.{'A' * 43}", user_id="u1"))
+    assert len(auth._known) <= 10
+
+
+# --- visitors -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def door(keys: CountedKeys, tenant: Tenant) -> tuple[Auth, str]:
+    """A gateway and its publishable key."""
+    auth = auth_of(keys, tenant)
+    return auth, await auth.mint_key(tenant.id, KeyKind.PUBLISHABLE, "tests", replace=False)
+
+
+async def test_visitor_who_comes_back_is_the_same_user(door: tuple[Auth, str]) -> None:
+    """An anonymous session gives a visitor id, which next time leads back to the same user, and to no other."""
+    auth, key = door
+    first = await session(auth, key, ORIGIN)
+    assert first.visitor_id is not None
+    again = await session(auth, key, ORIGIN, visitor_id=first.visitor_id)
+    assert again.user_id == first.user_id
+    assert (await session(auth, key, ORIGIN)).user_id != first.user_id
+    principal = auth.principal(first.token, ORIGIN)
+    assert principal.anonymous
+    assert principal.user_id == first.user_id
+
+
+async def test_visitor_id_opens_nothing_by_itself(door: tuple[Auth, str]) -> None:
+    """A visitor id is no token, under either prefix, and a token is no visitor id."""
+    auth, key = door
+    first = await session(auth, key, ORIGIN)
+    assert first.visitor_id is not None
+    for credential in (first.visitor_id, first.visitor_id.replace("hgv_", "hgt_")):
+        assert refused(auth, credential) is Code.CREDENTIAL_INVALID
+    for visitor_id in (first.token, first.token.replace("hgt_", "hgv_")):
+        error = await refusal(session(auth, key, ORIGIN, visitor_id=visitor_id))
+        assert (error.code, error.field) == (Code.INVALID_VALUE, "visitor_id")
+
+
+async def test_visitor_id_of_another_tenant_starts_anew_and_a_forged_one_fails(
+    door: tuple[Auth, str], keys: CountedKeys, tenant: Tenant
+) -> None:
+    """A visitor's id says nothing in another tenant; one that was tampered with is refused by field."""
+    auth, key = door
+    other = tenant_named(f"{tenant.id}-2")
+    elsewhere = auth_of(keys, other)
+    key_elsewhere = await elsewhere.mint_key(other.id, KeyKind.PUBLISHABLE, "tests", replace=False)
+    stranger = await session(elsewhere, key_elsewhere, ORIGIN)
+    assert (await session(auth, key, ORIGIN, visitor_id=stranger.visitor_id)).user_id != stranger.user_id
+    first = await session(auth, key, ORIGIN)
+    assert first.visitor_id is not None
+    head, body, signature = first.visitor_id.split(".")
+    for forgery in (
+        f"{head}.{body}.{signature[:-6]}AAAAAA",
+        "hgv_x",
+        "u1",
+        "",
+        "hgv_" + "a" * 5000,
+    ):
+        error = await refusal(session(auth, key, ORIGIN, visitor_id=forgery))
+        assert (error.code, error.field) == (Code.INVALID_VALUE, "visitor_id")
+
+
+@pytest.mark.parametrize("field", ["user_id", "personas", "origins"])
+async def test_publishable_key_may_not_name_its_user(door: tuple[Auth, str], field: str) -> None:
+    """A key that is public decides neither who somebody is nor what they may reach."""
+    auth, key = door
+    value: Any = "u1" if field == "user_id" else ["default"]
+    error = await refusal(session(auth, key, ORIGIN, **{field: value}))
+    assert (error.code, error.field) == (Code.FORBIDDEN, field)
+
+
+@pytest.mark.parametrize("origin", [None, FOREIGN, "null", ORIGIN + ".evil.example", ORIGIN.upper()])
+async def test_publishable_key_works_from_a_listed_origin_only(door: tuple[Auth, str], origin: str | None) -> None:
+    """Without an origin of the tenant's a publishable key opens nothing."""
+    auth, key = door
+    assert (await refusal(session(auth, key, origin))).code is Code.ORIGIN_NOT_ALLOWED
+
+
+async def test_publishable_key_of_a_tenant_without_anonymous_sessions_opens_none(
+    keys: CountedKeys, tenant: Tenant
+) -> None:
+    """Anonymous sessions are off unless the tenant switched them on."""
+    quiet = tenant_named(tenant.id, anonymous=False)
+    auth = auth_of(keys, quiet)
+    key = await auth.mint_key(quiet.id, KeyKind.PUBLISHABLE, "tests", replace=False)
+    assert (await refusal(session(auth, key, ORIGIN))).code is Code.ANONYMOUS_DISABLED
+
+
+async def test_origin_known_is_the_union_of_all_tenants(keys: CountedKeys) -> None:
+    """A preflight knows no tenant, so it goes by all of them; nothing else is let in."""
+    auth = auth_of(keys, tenant_named("a"), tenant_named("b", origins=frozenset({"https://b.example"})))
+    assert auth.origin_known(ORIGIN)
+    assert auth.origin_known("https://b.example")
+    assert not auth.origin_known(FOREIGN)
+    assert AUDIENCE in claims_of(Signer(KEY, None).sign({"aud": AUDIENCE}))["aud"]
