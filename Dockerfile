@@ -20,7 +20,7 @@ ENV PATH=/opt/gateway/bin:$PATH \
     GATEWAY_HOST=0.0.0.0 \
     GATEWAY_INTERNAL_HOST=0.0.0.0 \
     GATEWAY_DATA_DIR=/var/lib/hyperleap-gateway
-RUN useradd --system --uid 65532 --user-group --no-create-home --shell /usr/sbin/nologin gateway \
+RUN useradd --uid 65532 --user-group --no-create-home --shell /usr/sbin/nologin gateway \
  && install -d -o gateway -g gateway -m 0700 /var/lib/hyperleap-gateway
 USER 65532:65532
 VOLUME ["/var/lib/hyperleap-gateway", "/tmp"]

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from gateway.core.conversation import ConversationId
-from gateway.core.errors import GatewayError
+from gateway.core.errors import Code, GatewayError
 from gateway.core.events import Ending, TurnCompleted, TurnFailed, TurnStopped
 from gateway.core.identity import Principal
 from gateway.core.turn import StopReason, TurnId
@@ -90,7 +90,12 @@ async def _follow(
 ) -> web.StreamResponse:
     edge = request.app[EDGE]
     cursor = cursor_of(request) if request.method == hdrs.METH_GET else None
-    subscription = await edge.subscriptions.open(principal, turn_id, cursor, conversation_id)
+    try:
+        subscription = await edge.subscriptions.open(principal, turn_id, cursor, conversation_id)
+    except GatewayError as error:
+        if error.code is Code.INVALID_CURSOR and request.headers.get("Last-Event-ID"):
+            error.field = "Last-Event-ID"
+        raise
     if subscription is None:
         return web.Response(status=204)  # the ending was delivered: an EventSource stops reconnecting
     return await SseStream(request, turn_id).deliver(subscription)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, assert_never
+from typing import Any, Final, assert_never
 
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import Entry, EventId
+from gateway.core.events import EventId
 from gateway.core.identity import Principal
 from gateway.core.limits import gcra
 from gateway.core.turn import StopReason, TurnId
@@ -30,15 +29,11 @@ from gateway.protocol.native import (
     SubscribeCommand,
     UnsubscribeCommand,
     decode_command,
-    encode_frame,
     encode_json,
     problem,
-    text_frame,
 )
-from gateway.services.live_log import Batch
-from gateway.services.subscriptions import Subscription
-from gateway.services.turns import Turn
 from gateway.telemetry.logging import event as log_event
+from gateway.transports.deliveries import Deliveries
 from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, address_of, bearer, checked_uuid, origin_of
 from gateway.transports.sse import HIGH_WATER_BYTES
 
@@ -53,44 +48,6 @@ TOKEN_ENTRY: Final = "hgt."  # a second subprotocol entry that carries the token
 async def connect(request: web.Request) -> web.StreamResponse:
     """Upgrade, then serve commands until the socket closes."""
     return await Socket(request).serve()
-
-
-def encode_frames(turn_id: str, conversation_id: str, entries: Sequence[Entry]) -> bytes:
-    """Encode entries as WebSocket frames, one an entry."""
-    return b"".join([text_frame(encode_frame(turn_id, conversation_id, entry)) for entry in entries])
-
-
-class _SocketSink:
-    """A Sink that writes one turn's frames to a socket shared with others."""
-
-    def __init__(self, socket: Socket) -> None:
-        self._socket = socket
-
-    def push(self, batch: Batch, /) -> bool:
-        transport = self._socket.transport
-        if self._socket.closed or transport.is_closing():
-            return True
-        if transport.get_write_buffer_size() > self._socket.lag_max_bytes:
-            self._socket.let_go()
-            return True
-        transport.write(batch.encoded(encode_frames))
-        return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
-
-    async def write(self, batch: Batch, /) -> None:
-        if self._socket.closed:
-            raise ConnectionResetError("socket closed")
-        self.push(batch)
-        await self.drain()
-
-    async def drain(self) -> None:
-        await self._socket.drain()
-
-
-class _Delivery(NamedTuple):
-    """One turn's events on their way to a socket."""
-
-    conversation_id: ConversationId
-    task: asyncio.Task[None]
 
 
 class Socket:
@@ -108,15 +65,9 @@ class Socket:
             autoping=True,
         )
         self._principal: Principal | None = None
-        self._deliveries: dict[TurnId, _Delivery] = {}
-        self._watched: set[ConversationId] = set()
+        self._deliveries = Deliveries(self, self._edge)
         self._expiry: asyncio.TimerHandle | None = None
         self._arrival_s = 0.0
-        self.lag_max_bytes = rules.reader_lag_bytes
-
-    @property
-    def closed(self) -> bool:
-        return self._ws.closed
 
     async def serve(self) -> web.WebSocketResponse:
         await self._ws.prepare(self._request)
@@ -146,10 +97,7 @@ class Socket:
             self._edge.metrics.stream_closed("websocket")
             if self._expiry is not None:
                 self._expiry.cancel()
-            for conversation_id in self._watched:
-                self._edge.turns.unwatch(conversation_id, self._on_turn)
-            for delivery in self._deliveries.values():
-                delivery.task.cancel()
+            self._deliveries.close()
         return self._ws
 
     # --- who it is -----------------------------------------------------------------------------------------------
@@ -197,12 +145,6 @@ class Socket:
     def _spawn_close(self, error: GatewayError) -> None:
         self._closing = asyncio.get_running_loop().create_task(self._refuse(error))
 
-    @property
-    def _user(self) -> Principal:
-        if self._principal is None:
-            raise AssertionError("commands are taken after authentication only")
-        return self._principal
-
     # --- commands ------------------------------------------------------------------------------------------------
 
     async def _take(self, frame: str) -> None:
@@ -240,7 +182,7 @@ class Socket:
                 await self._ack(command.request_id, {})
             case StopCommand():
                 turn_id = TurnId(checked_uuid(command.turn_id, "turn_id"))
-                state = await self._edge.turns.stop(self._user, turn_id, StopReason.USER)
+                state = await self._edge.turns.stop(self.user, turn_id, StopReason.USER)
                 await self._ack(command.request_id, {"turn_id": turn_id, "state": state})
             case PingCommand():
                 await self._send({"event": "pong", "request_id": command.request_id})
@@ -251,17 +193,20 @@ class Socket:
                 assert_never(unreachable)
 
     async def _start(self, command: StartCommand) -> None:
-        self._check_room()
-        started = await self._edge.turns.start(
-            self._user,
-            _conversation(command.conversation_id),
-            command.message,
-            idempotency_key=command.client_message_id,
-            address=address_of(self._request),
-        )
-        await self._ack(command.request_id, {"turn_id": started.turn_id})
-        if started.turn_id not in self._deliveries:
-            await self._open(started.turn_id, None)
+        self._deliveries.check_room()
+        self._deliveries.hold()  # on a watched conversation the ack goes before the turn's first event, too
+        try:
+            started = await self._edge.turns.start(
+                self.user,
+                _conversation(command.conversation_id),
+                command.message,
+                idempotency_key=command.client_message_id,
+                address=address_of(self._request),
+            )
+            await self._ack(command.request_id, {"turn_id": started.turn_id})
+        finally:
+            self._deliveries.release()
+        await self._deliveries.open(started.turn_id, None)
 
     async def _subscribe(self, command: SubscribeCommand) -> None:
         if (command.turn_id is None) is (command.conversation_id is None):
@@ -272,100 +217,52 @@ class Socket:
             return
         turn_id = TurnId(checked_uuid(command.turn_id, "turn_id"))
         if turn_id not in self._deliveries:
-            self._check_room()
-        subscription = await self._edge.subscriptions.open(self._user, turn_id, after)
-        self._leave(turn_id)  # a new cursor replaces the old one; one that is refused leaves it
+            self._deliveries.check_room()
+        subscription = await self._edge.subscriptions.open(self.user, turn_id, after)
+        self._deliveries.leave(turn_id)  # a new cursor replaces the old one; one that is refused leaves it
         await self._ack(command.request_id, {"turn_id": turn_id, "ended": subscription is None})
         if subscription is not None:
-            self._deliver(subscription)
+            self._deliveries.begin(subscription)
 
     async def _subscribe_conversation(
         self, request_id: str | None, conversation_id: ConversationId, after: EventId | None
     ) -> None:
         """Follow a conversation's active and future turns, and first the rest of the turn that the cursor is of."""
-        watched = conversation_id in self._watched
-        if not watched:
-            self._check_room()
-            self._watch(conversation_id)  # before the look at what is active, so no turn begins unseen in between
+        fresh = self._deliveries.watch(conversation_id)  # before the look at what is active: no turn begins unseen
         resumed = None
         try:
-            active = await self._edge.subscriptions.active_turn(self._user, conversation_id)
+            active = await self._edge.subscriptions.active_turn(self.user, conversation_id)
             if after is not None:
-                resumed = await self._edge.subscriptions.open(self._user, after.turn_id, after, conversation_id)
+                resumed = await self._edge.subscriptions.open(self.user, after.turn_id, after, conversation_id)
         except GatewayError:
-            if not watched:
-                self._unwatch(conversation_id)
+            if fresh:
+                self._deliveries.unwatch(conversation_id)
             raise
         await self._ack(request_id, {"conversation_id": conversation_id, "turn_id": active})
         if resumed is not None:
-            self._leave(resumed.turn_id)
-            self._deliver(resumed)
-        if active is not None and active not in self._deliveries and (after is None or after.turn_id != active):
-            await self._open(active, None)
+            self._deliveries.begin(resumed)
+        if active is not None and (after is None or after.turn_id != active):
+            await self._deliveries.open(active, None)
 
     def _unsubscribe(self, command: UnsubscribeCommand) -> None:
         if (command.turn_id is None) is (command.conversation_id is None):
             raise GatewayError(Code.INVALID_VALUE, "Name either a turn_id or a conversation_id.", field="turn_id")
         if command.turn_id is not None:
-            self._leave(TurnId(checked_uuid(command.turn_id, "turn_id")))
-            return
-        conversation_id = _conversation(command.conversation_id or "")
-        self._unwatch(conversation_id)
-        for turn_id, delivery in tuple(self._deliveries.items()):
-            if delivery.conversation_id == conversation_id:
-                self._leave(turn_id)
+            self._deliveries.leave(TurnId(checked_uuid(command.turn_id, "turn_id")))
+        else:
+            self._deliveries.leave_conversation(_conversation(command.conversation_id or ""))
 
-    def _watch(self, conversation_id: ConversationId) -> None:
-        self._watched.add(conversation_id)
-        self._edge.turns.watch(conversation_id, self._on_turn)
+    # --- Line: what deliveries need of the connection ------------------------------------------------------------
 
-    def _unwatch(self, conversation_id: ConversationId) -> None:
-        self._watched.discard(conversation_id)
-        self._edge.turns.unwatch(conversation_id, self._on_turn)
+    @property
+    def closed(self) -> bool:
+        return self._ws.closed
 
-    def _leave(self, turn_id: TurnId) -> None:
-        delivery = self._deliveries.pop(turn_id, None)
-        if delivery is not None:
-            delivery.task.cancel()
-
-    def _check_room(self) -> None:
-        most = self._edge.rules.subscriptions_max
-        if len(self._deliveries) + len(self._watched) >= most:
-            raise GatewayError(Code.SUBSCRIPTIONS_EXCEEDED, f"A socket may hold {most} subscriptions.")
-
-    # --- events --------------------------------------------------------------------------------------------------
-
-    def _on_turn(self, turn: Turn) -> None:
-        """A turn began in a watched conversation."""
-        if turn.turn_id not in self._deliveries and turn.conversation.owner == self._user.user_hash:
-            self._deliver(self._edge.subscriptions.join(self._user, turn))
-
-    async def _open(self, turn_id: TurnId, after: EventId | None) -> None:
-        subscription = await self._edge.subscriptions.open(self._user, turn_id, after)
-        if subscription is not None and turn_id not in self._deliveries:
-            self._deliver(subscription)
-
-    def _deliver(self, subscription: Subscription) -> None:
-        task = asyncio.get_running_loop().create_task(self._run_delivery(subscription))
-        self._deliveries[subscription.turn_id] = _Delivery(subscription.conversation_id, task)
-
-    async def _run_delivery(self, subscription: Subscription) -> None:
-        turn_id = subscription.turn_id
-        try:
-            await subscription.deliver(_SocketSink(self))
-        except ConnectionError:
-            pass  # the read loop sees the same and ends
-        except GatewayError as error:
-            await self._send_error(error, None)
-        except Exception:
-            logger.exception("delivery.crashed")
-            self._spawn_close(GatewayError(Code.INTERNAL))
-        finally:
-            if subscription.resumed:
-                self._edge.metrics.resumed("websocket", subscription.replayed)
-            delivery = self._deliveries.get(turn_id)
-            if delivery is not None and delivery.task is asyncio.current_task():
-                del self._deliveries[turn_id]
+    @property
+    def user(self) -> Principal:
+        if self._principal is None:
+            raise AssertionError("commands are taken after authentication only")
+        return self._principal
 
     async def drain(self) -> None:
         """Wait until the connection has room; abort it when it lags longer than allowed."""
@@ -383,6 +280,12 @@ class Socket:
         self._edge.metrics.reader_lagged("websocket")
         log_event(logger, logging.INFO, "reader.lagged", transport="websocket")
         self.transport.abort()
+
+    async def tell(self, error: GatewayError) -> None:
+        await self._send_error(error, None)
+
+    def crash(self) -> None:
+        self._spawn_close(GatewayError(Code.INTERNAL))
 
     # --- answers -------------------------------------------------------------------------------------------------
 

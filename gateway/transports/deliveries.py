@@ -1,0 +1,188 @@
+"""The turns on their way to one socket: each a subscription with a task, all writing to the same connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from gateway.core.conversation import ConversationId
+from gateway.core.errors import Code, GatewayError
+from gateway.core.events import Entry, EventId
+from gateway.core.identity import Principal
+from gateway.core.turn import TurnId
+from gateway.protocol.native import encode_frame, text_frame
+from gateway.services.live_log import Batch
+from gateway.services.subscriptions import Subscription
+from gateway.services.turns import Turn
+from gateway.transports.edge import Edge
+from gateway.transports.sse import HIGH_WATER_BYTES
+
+logger = logging.getLogger(__name__)
+
+
+def encode_frames(turn_id: str, conversation_id: str, entries: Sequence[Entry]) -> bytes:
+    """Encode entries as WebSocket frames, one an entry."""
+    return b"".join([text_frame(encode_frame(turn_id, conversation_id, entry)) for entry in entries])
+
+
+class Line(Protocol):
+    """The connection under a socket."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def transport(self) -> asyncio.WriteTransport: ...
+
+    @property
+    def user(self) -> Principal: ...
+
+    async def drain(self) -> None:
+        """Wait until there is room; raises ConnectionResetError when the connection is lost or let go."""
+
+    def let_go(self) -> None:
+        """Cut off a connection that lags more than allowed."""
+
+    async def tell(self, error: GatewayError) -> None:
+        """Send an ``error`` frame that answers no command."""
+
+    def crash(self) -> None:
+        """Close the socket for an internal error."""
+
+
+class _Sink:
+    """A Sink that writes one turn's frames to a socket shared with others."""
+
+    def __init__(self, line: Line, lag_max_bytes: int) -> None:
+        self._line = line
+        self._lag_max_bytes = lag_max_bytes
+        self.left = False  # set in the step that acknowledges it, so that nothing of the turn follows the ack
+
+    def push(self, batch: Batch, /) -> bool:
+        transport = self._line.transport
+        if self.left or self._line.closed or transport.is_closing():
+            return True
+        if transport.get_write_buffer_size() > self._lag_max_bytes:
+            self._line.let_go()
+            return True
+        transport.write(batch.encoded(encode_frames))
+        return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
+
+    async def write(self, batch: Batch, /) -> None:
+        if self._line.closed:
+            raise ConnectionResetError("socket closed")
+        self.push(batch)
+        await self.drain()
+
+    async def drain(self) -> None:
+        await self._line.drain()
+
+
+class _Delivery(NamedTuple):
+    """One turn's events on their way to a socket."""
+
+    conversation_id: ConversationId
+    sink: _Sink
+    task: asyncio.Task[None]
+
+
+class Deliveries:
+    """Which turns and conversations a socket follows. ``close`` it when the socket ends."""
+
+    def __init__(self, line: Line, edge: Edge) -> None:
+        self._line = line
+        self._edge = edge
+        self._turns: dict[TurnId, _Delivery] = {}
+        self._watched: set[ConversationId] = set()
+        self._held: list[Turn] | None = None
+
+    def __contains__(self, turn_id: TurnId) -> bool:
+        return turn_id in self._turns
+
+    def check_room(self) -> None:
+        """Raises GatewayError(subscriptions_exceeded) when the socket follows as much as it may."""
+        most = self._edge.rules.subscriptions_max
+        if len(self._turns) + len(self._watched) >= most:
+            raise GatewayError(Code.SUBSCRIPTIONS_EXCEEDED, f"A socket may hold {most} subscriptions.")
+
+    def begin(self, subscription: Subscription) -> None:
+        """Deliver a turn; one that is delivered already is replaced, for its new cursor."""
+        self.leave(subscription.turn_id)
+        sink = _Sink(self._line, self._edge.rules.reader_lag_bytes)
+        task = asyncio.get_running_loop().create_task(self._run(subscription, sink))
+        self._turns[subscription.turn_id] = _Delivery(subscription.conversation_id, sink, task)
+
+    async def open(self, turn_id: TurnId, after: EventId | None) -> None:
+        """Deliver a turn from a cursor, unless it is delivered already or the cursor is at its ending."""
+        if turn_id in self._turns:
+            return
+        subscription = await self._edge.subscriptions.open(self._line.user, turn_id, after)
+        if subscription is not None and turn_id not in self._turns:
+            self.begin(subscription)
+
+    def leave(self, turn_id: TurnId) -> None:
+        delivery = self._turns.pop(turn_id, None)
+        if delivery is not None:
+            delivery.sink.left = True
+            delivery.task.cancel()
+
+    def watch(self, conversation_id: ConversationId) -> bool:
+        """Follow every turn that begins in a conversation; False when it was watched already."""
+        if conversation_id in self._watched:
+            return False
+        self.check_room()
+        self._watched.add(conversation_id)
+        self._edge.turns.watch(conversation_id, self._on_turn)
+        return True
+
+    def unwatch(self, conversation_id: ConversationId) -> None:
+        self._watched.discard(conversation_id)
+        self._edge.turns.unwatch(conversation_id, self._on_turn)
+
+    def leave_conversation(self, conversation_id: ConversationId) -> None:
+        self.unwatch(conversation_id)
+        for turn_id, delivery in tuple(self._turns.items()):
+            if delivery.conversation_id == conversation_id:
+                self.leave(turn_id)
+
+    def hold(self) -> None:
+        """Keep turns that begin in watched conversations back until ``release``: an ack goes first."""
+        self._held = []
+
+    def release(self) -> None:
+        held, self._held = self._held or [], None
+        for turn in held:
+            self._on_turn(turn)
+
+    def close(self) -> None:
+        for conversation_id in tuple(self._watched):
+            self.unwatch(conversation_id)
+        for delivery in self._turns.values():
+            delivery.task.cancel()
+
+    def _on_turn(self, turn: Turn) -> None:
+        """A turn began in a watched conversation."""
+        if self._held is not None:
+            self._held.append(turn)
+        elif turn.turn_id not in self._turns and turn.conversation.owner == self._line.user.user_hash:
+            self.begin(self._edge.subscriptions.join(self._line.user, turn))
+
+    async def _run(self, subscription: Subscription, sink: _Sink) -> None:
+        turn_id = subscription.turn_id
+        try:
+            await subscription.deliver(sink)
+        except ConnectionError:
+            pass  # the socket's read loop sees the same and ends
+        except GatewayError as error:
+            await self._line.tell(error)
+        except Exception:
+            logger.exception("delivery.crashed")
+            self._line.crash()
+        finally:
+            if subscription.resumed:
+                self._edge.metrics.resumed("websocket", subscription.replayed)
+            delivery = self._turns.get(turn_id)
+            if delivery is not None and delivery.task is asyncio.current_task():
+                del self._turns[turn_id]
