@@ -109,19 +109,36 @@ class Pool:
             raise QueueFull(f"{len(self._queue)} requests wait for a stream already")
         if self._last_failure is not None and not self._can_wait(stream):
             raise self._last_failure.for_stream(processed=False)
-        stream.waiter = loop.create_future()
-        self._enqueue(stream, at_head=False)
+        at_head = False
+        while True:
+            connection = await self._grant(stream, at_head=at_head)
+            if connection.room > 0:
+                self._put(stream, connection)
+                return stream
+            at_head = True  # the connection changed its mind in the meantime; the place in the queue is kept
+
+    async def _grant(self, stream: Stream, *, at_head: bool) -> Connection:
+        """Wait for a connection with a place reserved, and release it to the caller, who uses it before any await.
+
+        The request is sent by the caller's own task, so that no callback comes before that task holds its stream.
+        """
+        waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        stream.waiter = waiter
+        self._enqueue(stream, at_head=at_head)
         self._step()
         try:
-            await stream.waiter
+            connection = await waiter
         except asyncio.CancelledError:
-            if stream.waiter.done() and not stream.waiter.cancelled():
-                stream.waiter.exception()  # read, so that asyncio does not report it as forgotten
-            stream.cancel()
+            if stream.expiry is not None:
+                self._leave_queue(stream)
+            elif not waiter.cancelled() and waiter.exception() is None:
+                waiter.result().reserved -= 1
+                self._step()
             raise
         finally:
             stream.waiter = None
-        return stream
+        connection.reserved -= 1
+        return connection
 
     async def probe(self) -> ProbeFacts:
         """Connect, read the peer's SETTINGS and leave, on a connection of its own. Raises ConnectFailed."""
@@ -218,8 +235,6 @@ class Pool:
     def _put(self, stream: Stream, connection: Connection) -> None:
         stream.attempts += 1
         connection.open(stream)
-        if stream.connection is not None and stream.waiter is not None and not stream.waiter.done():
-            stream.waiter.set_result(None)
 
     # Decisions, and acting on them
 
@@ -245,7 +260,11 @@ class Pool:
             while self._queue and (connection := self._with_room()) is not None:
                 stream = self._queue[0]
                 self._leave_queue(stream)
-                self._put(stream, connection)
+                if stream.waiter is None:
+                    self._put(stream, connection)  # a further attempt
+                elif not stream.waiter.done():
+                    connection.reserved += 1
+                    stream.waiter.set_result(connection)
         finally:
             self._is_stepping = False
         wanted = self._connections_wanted()

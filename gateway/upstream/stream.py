@@ -14,6 +14,7 @@ from gateway.upstream.origin import Origin
 if TYPE_CHECKING:
     from gateway.upstream.connection import Connection
     from gateway.upstream.pool import Pool
+    from gateway.upstream.session import Session
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110, 5.6.2, lower case (RFC 9113, 8.2.1)
 _VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")  # RFC 9110, 5.5
@@ -28,7 +29,8 @@ class Receiver(Protocol):
     """Is called from the connection's `data_received`, with no task switch: must be quick and must not raise.
 
     Exactly one of `stream_ended` and `stream_failed` comes last, unless `Stream.cancel` was called, after which
-    nothing comes. When `open_stream` had to wait, a callback may come before the waiting task has resumed.
+    nothing comes. None comes before the task that awaits `open_stream` itself, not through a task or `wait_for`, has
+    its stream.
     """
 
     def headers_received(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
@@ -86,7 +88,6 @@ class Stream:
     __slots__ = (
         "answered",
         "attempts",
-        "connection",
         "content_bytes",
         "credit_bytes",
         "deadline_s",
@@ -97,6 +98,7 @@ class Stream:
         "pool",
         "receiver",
         "request",
+        "session",
         "stream_id",
         "unsent",
         "waiter",
@@ -112,14 +114,14 @@ class Stream:
         self.attempts = 0
         self.answered = False  # the receiver has had headers; no attempt may follow
         self.failure: UpstreamError | None = None  # of the last attempt
-        self.waiter: asyncio.Future[None] | None = None  # where open_stream waits
+        self.waiter: asyncio.Future[Connection] | None = None  # where open_stream waits
         self.expiry: asyncio.TimerHandle | None = None  # set while queued
-        self.connection: Connection | None = None  # set while open
+        self.session: Session | None = None  # set while open
         self.attach(None, 0, window_bytes=0)
 
-    def attach(self, connection: "Connection | None", stream_id: int, *, window_bytes: int) -> None:
+    def attach(self, session: "Session | None", stream_id: int, *, window_bytes: int) -> None:
         """Begin an attempt afresh."""
-        self.connection = connection
+        self.session = session
         self.stream_id = stream_id
         self.unsent = memoryview(self.request.body)
         self.written = False  # HEADERS were given to the socket: from here on the peer may have seen the request
@@ -131,16 +133,16 @@ class Stream:
 
     def consumed(self, size_bytes: int) -> None:
         """Say that the receiver is done with so many bytes, so that the peer may send as many more."""
-        if self.connection is not None:
-            self.connection.credit(self, size_bytes)
+        if self.session is not None:
+            self.session.credit(self, size_bytes)
 
     def cancel(self) -> None:
         """Leave: RST_STREAM(CANCEL) at once. Never waits, may be called twice, and no callback follows."""
-        if self.connection is not None:
-            self.connection.cancel(self)
+        if self.session is not None:
+            self.session.cancel(self)
         elif self.expiry is not None:
             self.pool.withdraw(self)
 
     def __repr__(self) -> str:
-        state = "open" if self.connection is not None else "queued" if self.expiry is not None else "closed"
+        state = "open" if self.session is not None else "queued" if self.expiry is not None else "closed"
         return f"<Stream {self.request.method} id={self.stream_id} {state} attempts={self.attempts}>"

@@ -221,7 +221,9 @@ async def test_late_data_of_a_cancelled_stream_gets_no_reset_each_and_no_window_
         (link,) = peer.links
         await peer.until(lambda: resumed.is_set() and link.h2.outbound_flow_control_window < 65_535)
         assert await (await Recorder().open(pool, path="/hello")).until_closed() is None
-        await peer.until(lambda: link.h2.outbound_flow_control_window == 65_535 - pool._connections[0].uncredited_bytes)
+        await peer.until(
+            lambda: link.h2.outbound_flow_control_window == 65_535 - pool._connections[0].session.uncredited_bytes
+        )
         assert counts.resets == [(ErrorCodes.CANCEL, False)]
         assert link.resets == [ErrorCodes.CANCEL]
 
@@ -404,8 +406,22 @@ async def test_padding_and_content_length_leak_no_window(pad: int | None) -> Non
         assert answer.received_bytes == size
         (link,) = peer.links
         await peer.until(
-            lambda: link.h2.outbound_flow_control_window == 100_000 - pool._connections[0].uncredited_bytes
+            lambda: link.h2.outbound_flow_control_window == 100_000 - pool._connections[0].session.uncredited_bytes
         )
+
+
+async def test_credit_that_falls_due_at_the_last_frame_is_let_go() -> None:
+    """With a content-length, half a window may be full just as the stream closes; the answer is whole all the same."""
+
+    async def handler(exchange: Exchange) -> None:
+        await exchange.until_complete()
+        exchange.respond(headers=[("content-length", "40000")])
+        await exchange.send(b"c" * 40_000, end=True)
+
+    async with serving(handler) as (_, pool):
+        answer = await Recorder().open(pool)
+        assert await answer.until_closed() is None
+        assert answer.received_bytes == 40_000
 
 
 @pytest.mark.parametrize("sent", [b"short", b"much too long a body"])
@@ -719,7 +735,7 @@ async def test_peer_that_overruns_a_window_is_refused(whole: bool) -> None:
         answer = await Recorder(stalls=True).open(pool)
         await answer.until_bytes(1)
         if whole:
-            pool._connections[0]._return_credit = lambda: None  # type: ignore[method-assign]
+            pool._connections[0].session._return_credit = lambda: None  # type: ignore[method-assign]
         go.set()
         error = await answer.until_closed()
         assert isinstance(error, ProtocolViolated)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -155,19 +156,64 @@ async def test_cancelling_while_queued_leaks_no_slot() -> None:
 
 
 async def test_cancelling_in_the_tick_of_the_grant_leaks_no_slot() -> None:
-    """A task cancelled after its stream was opened, and before it woke, resets the stream."""
+    """A task cancelled after a slot was promised to it, and before it woke, gives it to the one behind."""
     async with serving(hold, settings=replace(SETTINGS, max_connections=1), limit=1) as (_, pool):
         first = await Recorder().open(pool)
         await first.until_bytes(5)
         waiting = asyncio.create_task(Recorder().open(pool))
         await asyncio.sleep(0)
-        first.cancel()  # grants the slot to the waiting one, whose task has not run yet
-        assert (pool.facts.streams, pool.facts.queued) == (1, 0)
+        behind = asyncio.create_task(Recorder().open(pool, path="/behind"))
+        await asyncio.sleep(0)
+        first.cancel()  # promises the slot to the waiting one, whose task has not run yet
+        assert (pool.facts.streams, pool.facts.queued) == (0, 1)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert pool.facts.streams == 0
+        (await behind).cancel()
+        assert (pool.facts.streams, pool.facts.queued) == (0, 0)
         await (await Recorder().open(pool)).until_bytes(5)
+
+
+async def test_connection_that_dies_between_grant_and_use_is_not_used() -> None:
+    """A promised slot on a connection that just went away is sought again elsewhere."""
+    async with serving(hold, settings=replace(SETTINGS, max_connections=1), limit=1) as (peer, pool):
+        first = await Recorder().open(pool)
+        await first.until_bytes(5)
+        waiting = asyncio.create_task(Recorder().open(pool))
+        await asyncio.sleep(0)
+        transport = pool._connections[0].transport
+        assert transport is not None
+        first.cancel()
+        pool._connections[0].connection_lost(None)
+        transport.abort()
+        await (await waiting).until_bytes(5)
+        assert (len(peer.links), pool.facts.streams) == (2, 1)
+
+
+async def test_no_callback_comes_before_the_opening_task_has_its_stream() -> None:
+    """Also when a burst keeps the loop so busy that answers are there before the waiting tasks run."""
+
+    class Early(Recorder):
+        is_early = False
+
+        def headers_received(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+            self.is_early = self.stream is None
+            super().headers_received(status, headers)
+
+    async with serving(settings=replace(SETTINGS, max_connections=2), limit=20) as (_, pool):
+        answers = [Early() for _ in range(120)]
+        loop = asyncio.get_running_loop()
+
+        def busy() -> None:
+            if pool.facts.queued:
+                time.sleep(0.002)
+                loop.call_soon(busy)
+
+        opening = [asyncio.create_task(answer.open(pool)) for answer in answers]
+        loop.call_soon(busy)
+        await asyncio.gather(*opening)
+        assert [await answer.until_closed() for answer in answers] == [None] * 120
+        assert not any(answer.is_early for answer in answers)
 
 
 async def test_cancelling_while_connecting_leaks_nothing() -> None:
