@@ -38,6 +38,8 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     total_tokens: int | None = None
     finish_reason: str | None = None
     state: str | None = None  # set when the answer did not complete: stopped or failed
+    reason: str | None = None  # why it was stopped
+    error: dict[str, Any] | None = None  # why it failed, as in turn.failed
     citations: list[dict[str, Any]] | None = None
     feedback: list[Feedback] | None = None
 

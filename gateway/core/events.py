@@ -231,8 +231,13 @@ class EventLog(Protocol):
         owner: UserHash,
         idempotency_key: str | None,
         body_hash: str,
+        message: Message,
     ) -> Claim:
-        """Make ``turn_id`` the conversation's one active turn and write its ``turn.started``, in one step."""
+        """Make ``turn_id`` the conversation's one active turn, in one step.
+
+        That writes its ``turn.started`` and the user's message, so every device sees the question while the
+        answer runs.
+        """
         ...
 
     async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> str | None:

@@ -279,6 +279,8 @@ def message_body(message: Message) -> dict[str, Any]:
         body["turn_id"] = message.turn_id
     if message.state is not None:
         body["state"] = message.state
+        body["reason"] = message.reason
+        body["error"] = message.error
     if message.total_tokens is not None:
         body["usage"] = {
             "prompt_tokens": message.prompt_tokens or 0,

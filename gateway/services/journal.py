@@ -57,6 +57,7 @@ class Journal:
         self._entries: set[JournalEntry] = set()
         self._beats: dict[int, list[JournalEntry]] = {}
         self._heart: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop
 
     def open(
         self,
@@ -68,7 +69,7 @@ class Journal:
         on_fenced: Callable[[], None],
     ) -> JournalEntry:
         """Take a turn into the journal; the caller must ``close`` it before it finishes the log."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()  # kept: asking for it is a system call on Python 3.11
         entry = JournalEntry(tenant, live, epoch, on_stop, on_fenced, loop.time())
         self._entries.add(entry)
         if self._heart is None:
@@ -81,7 +82,7 @@ class Journal:
             self._save(entry)
         elif not entry.due:
             entry.due = True
-            loop = asyncio.get_running_loop()
+            loop = self._loop
             beat = int((loop.time() + self._interval_s) / self._beat_s)
             if beat not in self._beats:
                 self._beats[beat] = []
@@ -103,7 +104,7 @@ class Journal:
             self._save(entry)
 
     def _renew(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._heart = loop.call_later(self._heartbeat_s / 3, self._renew)
         quiet_since_s = loop.time() - self._heartbeat_s
         for entry in self._entries:
@@ -112,7 +113,7 @@ class Journal:
 
     def _save(self, entry: JournalEntry) -> None:
         if entry.saving is None and entry in self._entries:
-            entry.saving = asyncio.get_running_loop().create_task(self._append(entry))
+            entry.saving = self._loop.create_task(self._append(entry))
 
     async def _append(self, entry: JournalEntry) -> None:
         live = entry.live
@@ -127,11 +128,11 @@ class Journal:
         except GatewayError:
             # The store is away: what is unsaved stays, and the next beat sends it again.
             if entry in self._entries:
-                asyncio.get_running_loop().call_later(self._interval_s, self._save, entry)
+                self._loop.call_later(self._interval_s, self._save, entry)
             return
         finally:
             entry.saving = None
-        entry.saved_at_s = asyncio.get_running_loop().time()
+        entry.saved_at_s = self._loop.time()
         live.saved(position)
         if stop is not None and entry in self._entries:
             entry.on_stop(StopReason(stop))

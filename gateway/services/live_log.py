@@ -149,6 +149,12 @@ class LiveLog:
                 break
         return Batch(self.turn_id, self.conversation_id, merged(page))
 
+    def text(self) -> str:
+        """Return the answer so far, what waits for the store included."""
+        return "".join(
+            [entry.event.text for entry in (*self._shown, *self._held) if isinstance(entry.event, TextDelta)]
+        )
+
     def attach(self, reader: Reader) -> None:
         """Push to a reader from now on. The caller has read to the head in the same step."""
         self._readers.append(reader)

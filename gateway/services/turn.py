@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
+
 from gateway.core.conversation import Conversation, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import (
@@ -77,7 +79,6 @@ class Turn:
         self.turn_id = turn_id
         self.live = LiveLog(turn_id, conversation.id, Entry(1, TurnStarted(turn_id, conversation.id, ordinal)))
         self.started_at_s = time.monotonic()
-        self._started_at = _now()
         self._ports = ports
         self._journal_entry = ports.journal.open(
             tenant.id, self.live, epoch=1, on_stop=self.stop, on_fenced=self._let_go
@@ -88,7 +89,6 @@ class Turn:
         self._chat: Chat | None = None
         self._stop: StopReason | None = None
         self._fenced = False
-        self._parts: list[str] = []
         self._chars = 0
         self._capped = False
         self._message_id: str | None = None
@@ -140,7 +140,6 @@ class Turn:
             if text and len(text) > (room := self._ports.rules.answer_max_chars - self._chars):
                 text, self._capped = text[:room], True  # no reader ever gets further than recovery steps over
             if text:
-                self._parts.append(text)
                 self._chars += len(text)
                 events.append(TextDelta(text))
             if item.finish_reason is not None:
@@ -209,13 +208,13 @@ class Turn:
                     self._message_id,
                     self._run_id,
                     TurnError(error.code, error.detail, error.wire.retryable),
-                    "".join(self._parts),
-                    self._usage or estimate_usage(self.message, "".join(self._parts)),
+                    self.live.text(),
+                    self._usage or estimate_usage(self.message, self.live.text()),
                 )
             )
 
     def _ending(self, error: GatewayError | None) -> Ending:
-        text = "".join(self._parts)
+        text = self.live.text()
         usage = self._usage or estimate_usage(self.message, text)
         ids = (self._message_id, self._run_id)
         if self._stop is not None:
@@ -238,10 +237,7 @@ class Turn:
     async def _settle(self, ending: Ending) -> None:
         live = self.live
         entries = [*live.unsaved(), Entry(live.position + 1, ending)]
-        messages = [
-            Message("user", self.message, turn_id=self.turn_id, created_at=self._started_at),
-            self._answer(ending),
-        ]
+        messages = [self._answer(ending)]
         attempts = 0
         while True:
             try:
@@ -287,6 +283,8 @@ class Turn:
             total_tokens=ending.usage.total_tokens,
             finish_reason=self._finish_reason,
             state=None if completed else ENDING_STATE[type(ending)],
+            reason=ending.reason if isinstance(ending, TurnStopped) else None,
+            error=msgspec.to_builtins(ending.error) if isinstance(ending, TurnFailed) else None,
             citations=self._citations or None,
         )
 

@@ -11,9 +11,10 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from gateway.core.conversation import Conversation, ConversationId
+from gateway.core.conversation import Conversation, ConversationId, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import EventLog
 from gateway.core.identity import Principal
@@ -173,14 +174,17 @@ class Turns:
     ) -> Started:
         tenant = principal.tenant
         body_hash = hashlib.sha256(message.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         for _ in range(3):  # again after a lost worker's turn has got its ending, and after the record is read back
+            turn_id = TurnId(str(uuid.uuid4()))
             claim = await self._log.claim(
                 tenant.id,
                 conversation.id,
-                TurnId(str(uuid.uuid4())),
+                turn_id,
                 owner=conversation.owner,
                 idempotency_key=idempotency_key,
                 body_hash=body_hash,
+                message=Message("user", message, turn_id=turn_id, created_at=started_at),
             )
             if claim.outcome == "unknown":  # left the cache since it was read
                 conversation = await self._conversations.owned(principal, conversation.id)

@@ -51,6 +51,7 @@ class RedisEventLog:
         owner: UserHash,
         idempotency_key: str | None,
         body_hash: str,
+        message: Message,
     ) -> Claim:
         keys = Keys(tenant)
         reply = await self._redis.run(
@@ -73,6 +74,7 @@ class RedisEventLog:
                 self._live_ttl_s,
                 self._idempotency_ttl_s,
                 self._conversation_ttl_s,
+                msgspec.json.encode(message),
             ),
         )
         return Claim(text(reply[0]) or "", TurnId(text(reply[1]) or ""), int(reply[2]))

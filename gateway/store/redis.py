@@ -89,6 +89,7 @@ class Redis:
         self._observer = observer
         self._queue: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
         self._flushes: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def aclose(self) -> None:
         """Wait for the commands under way, then close the connections."""
@@ -103,7 +104,7 @@ class Redis:
         # Encoded here, so that an argument that no UTF-8 can carry is its sender's error and not the whole batch's.
         name, *arguments = command
         command = (name, *(part.encode() if isinstance(part, str) else part for part in arguments))
-        loop = asyncio.get_running_loop()
+        loop = self._loop or self._keep_loop()
         future: asyncio.Future[Any] = loop.create_future()
         if not self._queue:
             loop.call_soon(self._flush)
@@ -124,9 +125,14 @@ class Redis:
         reply: dict[Any, Any] = await self.call("INFO")  # redis-py has made a map of it
         return {str(name): str(value) for name, value in reply.items()}
 
+    def _keep_loop(self) -> asyncio.AbstractEventLoop:
+        """Asking for the running loop is a system call on Python 3.11, and a client lives on one loop."""
+        self._loop = asyncio.get_running_loop()
+        return self._loop
+
     def _flush(self) -> None:
         batch, self._queue = self._queue, []
-        task = asyncio.get_running_loop().create_task(self._send(batch))
+        task = (self._loop or self._keep_loop()).create_task(self._send(batch))
         self._flushes.add(task)
         task.add_done_callback(self._flushes.discard)
 

@@ -300,7 +300,13 @@ class Stage:
         turn_id = TurnId(str(uuid.uuid4()))
         owner = self.user().user_hash
         claim = await self.log.claim(
-            self.tenant.id, conversation_id, turn_id, owner=owner, idempotency_key=None, body_hash="b"
+            self.tenant.id,
+            conversation_id,
+            turn_id,
+            owner=owner,
+            idempotency_key=None,
+            body_hash="b",
+            message=Message("user", "Hi", turn_id=turn_id),
         )
         assert claim.outcome == "started"
         position, entries = 2, [Entry(2, MessageStarted("m-9", "r-9", "assistant"))]

@@ -27,6 +27,7 @@ from gateway.store.event_log import RedisEventLog
 from gateway.store.redis import Keys, Redis
 
 OWNER = UserHash("0f" * 16)
+QUESTION = Message("user", "Hi")
 USAGE = Usage(1, 2, 3, "reported")
 COMPLETED = TurnCompleted("m", "r", "stop", "Hello", USAGE)
 NO_ONE = TurnId("00000000-0000-4000-8000-000000000000")
@@ -62,6 +63,7 @@ class Bench:
             owner=owner,
             idempotency_key=key,
             body_hash=body,
+            message=QUESTION,
         )
 
     async def turn(self) -> TurnId:
@@ -318,12 +320,12 @@ async def test_finish_ends_the_turn_and_frees_the_conversation(bench: Bench) -> 
 async def test_finish_resent_changes_nothing(bench: Bench) -> None:
     """An ending whose answer was lost may be sent again; the transcript is not doubled."""
     turn = await bench.turn()
-    messages = [Message("user", "Hi", turn_id=turn), Message("assistant", "Hello", turn_id=turn)]
+    answer = Message("assistant", "Hello", turn_id=turn)
     for _ in range(3):
-        await bench.finish(turn, Entry(2, COMPLETED), messages=messages)
+        await bench.finish(turn, Entry(2, COMPLETED), messages=[answer])
     record = await bench.conversations.get(bench.tenant, bench.conversation)
     assert record is not None
-    assert record.messages == messages
+    assert record.messages == [QUESTION, answer]
     assert [entry.position for entry in await bench.all(turn)] == [1, 2]
 
 
@@ -363,7 +365,7 @@ async def test_finish_extends_the_transcript_only_where_one_is_cached(bench: Ben
     """A transcript that left the cache is not rebuilt from its last answer: the vendor's copy is whole."""
     turn = await bench.turn()
     await bench.conversations.forget(bench.tenant, bench.conversation)
-    await bench.finish(turn, Entry(2, COMPLETED), messages=[Message("user", "Hi")])
+    await bench.finish(turn, Entry(2, COMPLETED), messages=[Message("assistant", "Hello")])
     assert await bench.store.call("EXISTS", bench.keys.conversation(bench.conversation)) == 0
     record = await bench.log.record(bench.tenant, turn)
     assert record is not None
@@ -374,10 +376,30 @@ async def test_finish_keeps_the_transcript_in_order(bench: Bench) -> None:
     """Messages of many turns come back in the order in which they were said."""
     for number in range(12):
         turn = await bench.turn()
-        await bench.finish(turn, Entry(2, COMPLETED), messages=[Message("user", f"{number}")])
+        await bench.finish(turn, Entry(2, COMPLETED), messages=[Message("assistant", f"{number}")])
     record = await bench.conversations.get(bench.tenant, bench.conversation)
     assert record is not None
-    assert [message.content for message in record.messages] == [str(number) for number in range(12)]
+    answers = [message.content for message in record.messages if message.role == "assistant"]
+    assert answers == [str(number) for number in range(12)]
+    assert [message.role for message in record.messages] == ["user", "assistant"] * 12
+
+
+async def test_finish_on_a_record_read_back_in_mid_turn_drops_it(bench: Bench) -> None:
+    """The vendor's copy may hold the answer already: it is read anew rather than told twice."""
+    turn = await bench.turn()
+    await bench.conversations.forget(bench.tenant, bench.conversation)
+    await bench.cache()
+    await bench.finish(turn, Entry(2, COMPLETED), messages=[Message("assistant", "Hello")])
+    assert await bench.conversations.get(bench.tenant, bench.conversation) is None
+
+
+async def test_claim_shows_the_question_while_the_answer_runs(bench: Bench) -> None:
+    """Another device that opens the conversation in mid-answer sees what was asked."""
+    turn = await bench.turn()
+    record = await bench.conversations.get(bench.tenant, bench.conversation)
+    assert record is not None
+    assert record.messages == [QUESTION]
+    assert record.active_turn_id == turn
 
 
 # --- read ---------------------------------------------------------------------------------------------------------

@@ -83,7 +83,15 @@ async def test_store_every_key_is_the_tenants_and_all_but_api_keys_expire(store:
     record = Conversation(id=conversation_id, owner=owner, persona="default", messages=[Message("assistant", "x", "m")])
     await conversations.put(tenant, record)
     await conversations.put_feedback(tenant, conversation_id, "m", Feedback("f", 1))
-    await log.claim(tenant, conversation_id, turn_id, owner=owner, idempotency_key="k", body_hash="b")
+    await log.claim(
+        tenant,
+        conversation_id,
+        turn_id,
+        owner=owner,
+        idempotency_key="k",
+        body_hash="b",
+        message=Message("user", "Hi"),
+    )
     await log.append(tenant, turn_id, 1, [Entry(2, TextDelta("a"))])
     await log.request_stop(tenant, turn_id, StopReason.USER)
     await log.take_over(tenant, turn_id)

@@ -1,7 +1,7 @@
 -- Make a turn the one active turn of its conversation and write its first event, all or nothing.
 -- KEYS: conversation, turn, log, idempotency record, owner's list of conversations
 -- ARGV: turn id, conversation id, owner, idempotency key given (0/1), body hash,
---       key prefix, lease ms, live ttl s, idempotency ttl s, conversation ttl s
+--       key prefix, lease ms, live ttl s, idempotency ttl s, conversation ttl s, the user's message as JSON
 -- Returns {outcome, turn id, ordinal}; outcomes: started repeated mismatched busy orphaned unknown.
 local turn_id, conversation_id, owner = ARGV[1], ARGV[2], ARGV[3]
 local keyed, body_hash, prefix = ARGV[4] == '1', ARGV[5], ARGV[6]
@@ -30,6 +30,8 @@ if active then
 end
 
 local ordinal = redis.call('HINCRBY', KEYS[1], 'ordinal', 1)
+local count = redis.call('HINCRBY', KEYS[1], 'messages', 1)
+redis.call('HSET', KEYS[1], string.format('m:%06d', count - 1), ARGV[11])
 redis.call('HSET', KEYS[1], 'active', turn_id)
 redis.call('EXPIRE', KEYS[1], ARGV[10])
 redis.call('ZADD', KEYS[5], now_ms, conversation_id)

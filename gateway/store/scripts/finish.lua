@@ -22,8 +22,12 @@ redis.call('EXPIRE', KEYS[1], ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 
 -- A transcript that has left the cache is read back from the vendor whole, never rebuilt from its end.
-if redis.call('EXISTS', KEYS[3]) == 1 then
-  if redis.call('HGET', KEYS[3], 'active') == ARGV[2] then redis.call('HDEL', KEYS[3], 'active') end
+-- One that was read back while the turn ran may or may not hold its answer: it goes, and is read again when needed.
+local active = redis.call('HGET', KEYS[3], 'active')
+if not active then
+  redis.call('DEL', KEYS[3])
+elseif active == ARGV[2] then
+  redis.call('HDEL', KEYS[3], 'active')
   local count = tonumber(redis.call('HGET', KEYS[3], 'messages') or '0')
   for i = messages_at, #ARGV do
     redis.call('HSET', KEYS[3], string.format('m:%06d', count), ARGV[i])
