@@ -91,6 +91,7 @@ def test_frame_and_vendor_item_carry_the_same_deltas() -> None:
     assert (tally.turns, tally.lost, tally.duplicated, tally.faults) == (2, 0, 0, {})
 
 
+@pytest.mark.slow
 async def test_turn_benchmark_prints_its_table_and_loses_nothing(tmp_path: Path) -> None:
     """A small run ends by itself, and table and JSON agree that nothing was lost or came twice."""
     path = tmp_path / "figures.json"

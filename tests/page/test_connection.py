@@ -170,6 +170,7 @@ async def test_lost_connection_that_stays_away_is_said(arrive: Arrive, transport
     await visitor.ask("Hello #tokens=5 #rate=0")
 
 
+@pytest.mark.slow  # waits out the page's back-off
 async def test_gateway_out_of_reach_is_said_and_the_message_waits_for_it(arrive: Arrive) -> None:
     """With no gateway to reach the page says so and goes on trying; a message written meanwhile is sent once, later."""
     visitor = await arrive(enter=False)
@@ -198,7 +199,7 @@ async def test_gateway_out_of_reach_is_said_and_the_message_waits_for_it(arrive:
     await expect(visitor.see("question").last).to_have_attribute("data-state", "sending")
     gone = False
     await visitor.page.unroute("**/v1/**")
-    await expect(visitor.see("answer-text")).to_have_text(["first", "second"])
+    await expect(visitor.see("answer-text")).to_have_text(["first", "second"], timeout=40_000)
     await expect(visitor.see("banner")).to_be_hidden()
     assert len((await visitor.record())["messages"]) == 4
 

@@ -163,8 +163,15 @@ async def test_narrow_page_keeps_its_list_in_a_drawer(browser: Browser, demo: De
     await context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("form", "width", "height"), [("desk", 1280, 860), ("phone", 390, 844)])
+@pytest.mark.parametrize(
+    ("form", "width", "height", "scheme"),
+    [
+        ("desk", 1280, 860, "light"),
+        pytest.param("desk", 1280, 860, "dark", marks=pytest.mark.slow),
+        pytest.param("phone", 390, 844, "light", marks=pytest.mark.slow),
+        pytest.param("phone", 390, 844, "dark", marks=pytest.mark.slow),
+    ],
+)
 async def test_page_is_photographed(
     browser: Browser, demo: Demo, tmp_path: Path, scheme: str, form: str, width: int, height: int
 ) -> None:
