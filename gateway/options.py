@@ -284,6 +284,17 @@ class TurnsPerMinute(Section, frozen=True, kw_only=True):
     address: Annotated[Count, doc("Turns a minute from one client address")] = 600
 
 
+class DisconnectSettings(Section, frozen=True, kw_only=True):
+    """What becomes of an answer when nobody reads it any more."""
+
+    policy: Annotated[
+        Literal["detach", "stop", "drain"],
+        doc("`detach`: goes on for the grace; `stop`: ends; `drain`: goes on to its end"),
+    ] = "detach"
+    grace_s: Annotated[float, doc("How long a detached answer goes on without a reader", ge=0)] = 120.0
+    after_grace: Annotated[Literal["stop", "drain"], doc("What happens after the grace")] = "stop"
+
+
 class PersonaSettings(Section, frozen=True, kw_only=True):
     """A vendor persona behind an alias; browsers know only the alias."""
 
@@ -307,6 +318,7 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
     anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
     turns_per_min: Annotated[TurnsPerMinute, doc("Cap on turns a minute")] = TurnsPerMinute()
+    disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -325,6 +337,7 @@ class DefaultTenantSettings(Section, frozen=True, kw_only=True):
     anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
     replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
     turns_per_min: Annotated[TurnsPerMinute, doc("Cap on turns a minute")] = TurnsPerMinute()
+    disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()

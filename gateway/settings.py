@@ -12,10 +12,11 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from gateway.core.identity import Persona, Tenant, TenantId, TurnRates
+from gateway.core.identity import Disconnect, DisconnectPolicy, Persona, Tenant, TenantId, TurnRates
 from gateway.options import (
     MASK,
     DefaultTenantSettings,
+    DisconnectSettings,
     LoggingSettings,
     PersonaSettings,
     RedisSettings,
@@ -38,6 +39,7 @@ from gateway.options import (
 
 __all__ = [
     "DefaultTenantSettings",
+    "DisconnectSettings",
     "LoggingSettings",
     "PersonaSettings",
     "RedisSettings",
@@ -122,6 +124,7 @@ class Settings(Section, frozen=True, kw_only=True):
             origins=default.origins,
             anonymous=default.anonymous,
             turns_per_min=default.turns_per_min,
+            disconnect=default.disconnect,
         )
         return {DEFAULT_TENANT: _tenant(DEFAULT_TENANT, tenant)}
 
@@ -305,6 +308,11 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings) -> Tenant:
             tenant_per_min=settings.turns_per_min.tenant,
             user_per_min=settings.turns_per_min.user,
             address_per_min=settings.turns_per_min.address,
+        ),
+        disconnect=Disconnect(
+            policy=DisconnectPolicy(settings.disconnect.policy),
+            grace_s=settings.disconnect.grace_s,
+            after_grace=DisconnectPolicy(settings.disconnect.after_grace),
         ),
     )
 

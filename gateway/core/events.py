@@ -208,6 +208,13 @@ class Claim(NamedTuple):
     ordinal: int
 
 
+class Appended(NamedTuple):
+    """What an append tells the owner: a stop asked for elsewhere, and how many readers other workers have."""
+
+    stop: StopReason | None
+    followers: int
+
+
 class TurnRecord(NamedTuple):
     """What is known of a turn outside its log. ``leased`` says whether its owner has been heard of lately."""
 
@@ -240,8 +247,8 @@ class EventLog(Protocol):
         """
         ...
 
-    async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> str | None:
-        """Append entries and renew the lease; return the stop flag that was set for the turn, if any.
+    async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> Appended:
+        """Append entries and renew the lease; learn whether to stop, and how many read the turn elsewhere.
 
         Entries at or before the log's last position are skipped, so resending is safe.
         Raises Fenced when the epoch is no longer the owner's.
@@ -270,6 +277,10 @@ class EventLog(Protocol):
 
     async def take_over(self, tenant: TenantId, turn_id: TurnId) -> int | None:
         """Fence a turn whose lease ran out and return the new epoch; None when its owner lives or it has ended."""
+        ...
+
+    async def follow(self, tenant: TenantId, turn_id: TurnId, reader: str, life_s: float) -> None:
+        """Say that ``reader`` follows a turn from a worker that does not own it; 0 says that it has left."""
         ...
 
     async def request_stop(self, tenant: TenantId, turn_id: TurnId, reason: StopReason) -> None:

@@ -49,6 +49,27 @@ class TurnRates:
     address_per_min: int = 600
 
 
+class DisconnectPolicy(StrEnum):
+    """What becomes of an answer when nobody reads it any more. Stopping on purpose is another matter."""
+
+    DETACH = "detach"  # goes on for a grace time, then as ``after_grace`` says
+    STOP = "stop"  # ends it, and the vendor's work with it
+    DRAIN = "drain"  # goes on to its end, so that the vendor's reported figures are learnt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disconnect:
+    """A tenant's rule for turns that nobody reads. ``after_grace`` is ``stop`` or ``drain``."""
+
+    policy: DisconnectPolicy = DisconnectPolicy.DETACH
+    grace_s: float = 120.0
+    after_grace: DisconnectPolicy = DisconnectPolicy.STOP
+
+    def __post_init__(self) -> None:
+        if self.after_grace is DisconnectPolicy.DETACH or not self.grace_s >= 0:
+            raise ValueError("after_grace is stop or drain, and grace_s is not negative")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """One customer of the gateway: what its browsers may reach, from where and how often."""
@@ -58,6 +79,7 @@ class Tenant:
     origins: frozenset[str] = frozenset()
     anonymous: bool = False
     rates: TurnRates = field(default_factory=TurnRates)
+    disconnect: Disconnect = field(default_factory=Disconnect)
 
     def persona_named(self, persona_id: str | None) -> str | None:
         """Return the alias under which this tenant lists a vendor persona id, or None."""

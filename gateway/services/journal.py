@@ -25,7 +25,7 @@ BEATS_PER_INTERVAL: Final = 8
 class JournalEntry:
     """One turn's place in the journal."""
 
-    __slots__ = ("due", "epoch", "live", "on_fenced", "on_stop", "saved_at_s", "saving", "tenant")
+    __slots__ = ("due", "epoch", "live", "on_fenced", "on_followers", "on_stop", "saved_at_s", "saving", "tenant")
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class JournalEntry:
         live: LiveLog,
         epoch: int,
         on_stop: Callable[[StopReason], None],
+        on_followers: Callable[[int], None],
         on_fenced: Callable[[], None],
         now_s: float,
     ) -> None:
@@ -40,6 +41,7 @@ class JournalEntry:
         self.live = live
         self.epoch = epoch
         self.on_stop = on_stop
+        self.on_followers = on_followers
         self.on_fenced = on_fenced
         self.due = False
         self.saving: asyncio.Task[None] | None = None
@@ -66,11 +68,12 @@ class Journal:
         *,
         epoch: int,
         on_stop: Callable[[StopReason], None],
+        on_followers: Callable[[int], None],
         on_fenced: Callable[[], None],
     ) -> JournalEntry:
         """Take a turn into the journal; the caller must ``close`` it before it finishes the log."""
         self._loop = loop = asyncio.get_running_loop()  # kept: asking for it is a system call on Python 3.11
-        entry = JournalEntry(tenant, live, epoch, on_stop, on_fenced, loop.time())
+        entry = JournalEntry(tenant, live, epoch, on_stop, on_followers, on_fenced, loop.time())
         self._entries.add(entry)
         if self._heart is None:
             self._heart = loop.call_later(self._heartbeat_s / 3, self._renew)
@@ -120,7 +123,7 @@ class Journal:
         entries = live.unsaved()
         position = live.position
         try:
-            stop = await self._log.append(entry.tenant, live.turn_id, entry.epoch, entries)
+            told = await self._log.append(entry.tenant, live.turn_id, entry.epoch, entries)
         except Fenced:
             self._entries.discard(entry)
             entry.on_fenced()
@@ -134,7 +137,9 @@ class Journal:
             entry.saving = None
         entry.saved_at_s = self._loop.time()
         live.saved(position)
-        if stop is not None and entry in self._entries:
-            entry.on_stop(StopReason(stop))
+        if entry in self._entries:
+            if told.stop is not None:
+                entry.on_stop(told.stop)
+            entry.on_followers(told.followers)
         if live.holding:
             self._save(entry)

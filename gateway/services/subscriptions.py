@@ -8,6 +8,8 @@ events, so a slow reader costs no copy and slows nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import uuid
 from typing import Final, Protocol
 
 from gateway.core.conversation import ConversationId
@@ -22,6 +24,7 @@ from gateway.services.turns import Turn, Turns
 from gateway.telemetry.metrics import Metrics
 
 PAGE: Final = 256
+FOLLOW_LIFE_S: Final = 4.5  # three of the owner's heartbeats
 POLL_S: Final = 0.25  # between looks at a log that another process writes
 
 
@@ -51,7 +54,7 @@ class Subscription:
         turn_id: TurnId,
         conversation_id: ConversationId,
         position: int,
-        live: LiveLog | None,
+        turn: Turn | None,
     ) -> None:
         self.turn_id = turn_id
         self.conversation_id = conversation_id
@@ -60,13 +63,27 @@ class Subscription:
         self.replayed = 0  # events that were pulled, deltas merged
         self._subscriptions = subscriptions
         self._tenant = tenant
-        self._live = live
+        self._live = turn.live if turn is not None else None
+        self._presence = turn.presence if turn is not None else None
+        self._following: str | None = None  # as whom this reader is known to the turn's owner on another worker
+        self._follow_again_s = 0.0
         self._ended = False
         self._sink: Sink | None = None
         self._wake: asyncio.Future[None] | None = None
 
     async def deliver(self, sink: Sink) -> None:
         """Write every event after the cursor to ``sink``, in order and once, until the ending is written."""
+        if self._presence is not None:
+            self._presence.joined()
+        try:
+            await self._deliver(sink)
+        finally:
+            if self._presence is not None:
+                self._presence.left()
+            if self._following is not None and not self._ended:
+                self._subscriptions.unfollow(self._tenant, self.turn_id, self._following)
+
+    async def _deliver(self, sink: Sink) -> None:
         while not self._ended:
             batch = self._live.read(self.position) if self._live is not None else await self._stored()
             if batch is not None:
@@ -125,7 +142,17 @@ class Subscription:
             self._ended = True
         elif not record.leased:
             await self._subscriptions.recovery.recover(self._tenant, self.turn_id)
+        else:
+            await self._keep_following()
         return None
+
+    async def _keep_following(self) -> None:
+        """Let the turn's owner on another worker know that somebody reads it here."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._follow_again_s:
+            self._following = self._following or uuid.uuid4().hex
+            self._follow_again_s = now_s + FOLLOW_LIFE_S / 3
+            await self._subscriptions.log.follow(self._tenant, self.turn_id, self._following, FOLLOW_LIFE_S)
 
 
 class Subscriptions:
@@ -145,6 +172,7 @@ class Subscriptions:
         self._turns = turns
         self._conversations = conversations
         self._metrics = metrics
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def open(
         self,
@@ -171,7 +199,7 @@ class Subscriptions:
             _check_conversation(turn.conversation.id, conversation_id)
             if position > turn.live.position:
                 raise _beyond()
-            return Subscription(self, tenant, turn_id, turn.conversation.id, position, turn.live)
+            return Subscription(self, tenant, turn_id, turn.conversation.id, position, turn)
         record = await self.log.record(tenant, turn_id)
         if record is None or record.owner != principal.user_hash:
             raise GatewayError(Code.NOT_FOUND)
@@ -187,9 +215,19 @@ class Subscriptions:
             raise await self._history_lost(principal, record)
         return subscription
 
+    def unfollow(self, tenant: TenantId, turn_id: TurnId, reader: str) -> None:
+        """Let a turn's owner elsewhere know that a reader has left; without it the owner would learn it later."""
+        task = asyncio.get_running_loop().create_task(self._unfollow(tenant, turn_id, reader))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _unfollow(self, tenant: TenantId, turn_id: TurnId, reader: str) -> None:
+        with contextlib.suppress(GatewayError):
+            await self.log.follow(tenant, turn_id, reader, 0)
+
     def join(self, principal: Principal, turn: Turn) -> Subscription:
         """Open a reader of a turn that has just begun on this worker, from its beginning."""
-        return Subscription(self, principal.tenant.id, turn.turn_id, turn.conversation.id, 0, turn.live)
+        return Subscription(self, principal.tenant.id, turn.turn_id, turn.conversation.id, 0, turn)
 
     async def active_turn(self, principal: Principal, conversation_id: ConversationId) -> TurnId | None:
         """Return the turn that is running in a conversation of the principal; raises GatewayError(not_found)."""

@@ -39,6 +39,7 @@ from gateway.core.identity import Tenant
 from gateway.core.turn import AnswerItem, Chat, StopReason, TurnId, TurnState, Upstream, Usage, estimate_usage
 from gateway.services.journal import Journal
 from gateway.services.live_log import LiveLog
+from gateway.services.presence import Presence
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import Metrics
 
@@ -80,8 +81,14 @@ class Turn:
         self.live = LiveLog(turn_id, conversation.id, Entry(1, TurnStarted(turn_id, conversation.id, ordinal)))
         self.started_at_s = time.monotonic()
         self._ports = ports
+        self.presence = Presence(tenant.disconnect, self.stop)
         self._journal_entry = ports.journal.open(
-            tenant.id, self.live, epoch=1, on_stop=self.stop, on_fenced=self._let_go
+            tenant.id,
+            self.live,
+            epoch=1,
+            on_stop=self.stop,
+            on_followers=self.presence.followed,
+            on_fenced=self._let_go,
         )
         self._gaps = ports.metrics.gap_histogram(tenant.id, conversation.persona)
         self._last_item_s = 0.0
@@ -192,6 +199,7 @@ class Turn:
         if self._over.done() and self._chat is not None:
             self._chat.cancel()  # a stop that fell between the two; no effect on an answer that ended by itself
         error = await self._over
+        self.presence.close()
         await self._ports.journal.close(self._journal_entry)
         if self._fenced:
             self._abandon()

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.core.conversation import ConversationId, Message
-from gateway.core.events import ENDING_STATE, Claim, Entry, Fenced, TurnRecord, after
+from gateway.core.events import ENDING_STATE, Appended, Claim, Entry, Fenced, TurnRecord, after
 from gateway.core.identity import TenantId, UserHash
 from gateway.core.turn import StopReason, TurnId, TurnState
 from gateway.protocol.native import decode_event, encode_data
@@ -18,6 +18,7 @@ CLAIM: Final = Script("claim")
 APPEND: Final = Script("append")
 FINISH: Final = Script("finish")
 TAKE_OVER: Final = Script("take_over")
+FOLLOW: Final = Script("follow")
 REQUEST_STOP: Final = Script("request_stop")
 READ_RECORD: Final = Script("read_record")
 
@@ -79,14 +80,16 @@ class RedisEventLog:
         )
         return Claim(text(reply[0]) or "", TurnId(text(reply[1]) or ""), int(reply[2]))
 
-    async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> str | None:
+    async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> Appended:
         keys = Keys(tenant)
         arguments: list[Argument] = [epoch, self._lease_ms]
         _extend(arguments, entries)
-        owned, stop = await self._redis.run(APPEND, (keys.turn(turn_id), keys.log(turn_id)), arguments)
+        owned, stop, followers = await self._redis.run(
+            APPEND, (keys.turn(turn_id), keys.log(turn_id), keys.followers(turn_id)), arguments
+        )
         if not owned:
             raise Fenced(turn_id)
-        return text(stop) or None
+        return Appended(StopReason(text(stop) or "") if stop else None, int(followers))
 
     async def finish(
         self,
@@ -131,6 +134,9 @@ class RedisEventLog:
     async def take_over(self, tenant: TenantId, turn_id: TurnId) -> int | None:
         epoch = int(await self._redis.run(TAKE_OVER, (Keys(tenant).turn(turn_id),), (self._lease_ms,)))
         return epoch or None
+
+    async def follow(self, tenant: TenantId, turn_id: TurnId, reader: str, life_s: float) -> None:
+        await self._redis.run(FOLLOW, (Keys(tenant).followers(turn_id),), (reader, int(life_s * 1000)))
 
     async def request_stop(self, tenant: TenantId, turn_id: TurnId, reason: StopReason) -> None:
         await self._redis.run(REQUEST_STOP, (Keys(tenant).turn(turn_id),), (reason,))

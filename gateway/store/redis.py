@@ -46,6 +46,9 @@ class Keys:
     def turn(self, turn_id: str) -> str:
         return f"{self.prefix}turn:{turn_id}"
 
+    def followers(self, turn_id: str) -> str:
+        return f"{self.prefix}followers:{turn_id}"
+
     def idempotency(self, owner: str, conversation_id: str, key: str) -> str:
         digest = hashlib.sha256(f"{owner}\0{conversation_id}\0{key}".encode()).hexdigest()[:40]
         return f"{self.prefix}idem:{digest}"

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import Entry, Fenced, MessageCitations, TextDelta, TurnStarted
+from gateway.core.events import Appended, Entry, Fenced, MessageCitations, TextDelta, TurnStarted
 from gateway.core.identity import TenantId
 from gateway.core.turn import StopReason, TurnId
 from gateway.services.journal import Journal, JournalEntry
@@ -28,11 +28,12 @@ class PlayedLog(RedisEventLog):
         self.stored: dict[int, Entry] = {}
         self.failure: Exception | None = None
         self.stop: str | None = None
+        self.followers = 0
         self.gate: asyncio.Event | None = None
         self.under_way = 0
         self.most_under_way = 0
 
-    async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> str | None:
+    async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> Appended:
         assert tenant == TENANT
         self.appends.append((turn_id, epoch, list(entries)))
         self.under_way += 1
@@ -45,7 +46,7 @@ class PlayedLog(RedisEventLog):
         finally:
             self.under_way -= 1
         self.stored |= {entry.position: entry for entry in entries}
-        return self.stop
+        return Appended(StopReason(self.stop) if self.stop else None, self.followers)
 
     @property
     def text(self) -> str:
@@ -59,11 +60,17 @@ class Owner:
     def __init__(self, journal: Journal, name: str = "t1", epoch: int = 1) -> None:
         self.journal = journal
         self.stops: list[StopReason] = []
+        self.followers: list[int] = []
         self.fenced = 0
         started = Entry(1, TurnStarted(name, "c", 1))
         self.live = LiveLog(TurnId(name), ConversationId("c"), started)
         self.entry: JournalEntry = journal.open(
-            TENANT, self.live, epoch=epoch, on_stop=self.stops.append, on_fenced=self._on_fenced
+            TENANT,
+            self.live,
+            epoch=epoch,
+            on_stop=self.stops.append,
+            on_followers=self.followers.append,
+            on_fenced=self._on_fenced,
         )
 
     def _on_fenced(self) -> None:

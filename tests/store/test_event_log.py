@@ -10,6 +10,7 @@ import pytest
 
 from gateway.core.conversation import Conversation, ConversationId, Message
 from gateway.core.events import (
+    Appended,
     Claim,
     Entry,
     Fenced,
@@ -72,7 +73,7 @@ class Bench:
         assert claim.outcome == "started"
         return claim.turn_id
 
-    async def append(self, turn: TurnId, *entries: Entry, epoch: int = 1) -> str | None:
+    async def append(self, turn: TurnId, *entries: Entry, epoch: int = 1) -> Appended:
         return await self.log.append(self.tenant, turn, epoch, entries)
 
     async def finish(
@@ -257,11 +258,11 @@ async def test_append_to_an_ended_or_unknown_turn_is_fenced(bench: Bench) -> Non
 async def test_append_answers_with_the_stop_flag(bench: Bench) -> None:
     """An owner that hears nothing else learns of a stop from its next append; the first reason stands."""
     turn = await bench.turn()
-    assert await bench.append(turn) is None
+    assert await bench.append(turn) == Appended(None, 0)
     await bench.log.request_stop(bench.tenant, turn, StopReason.USER)
     await bench.log.request_stop(bench.tenant, turn, StopReason.ADMIN)
-    assert await bench.append(turn, Entry(2, TextDelta("a"))) == StopReason.USER
-    assert await bench.append(turn) == StopReason.USER
+    assert await bench.append(turn, Entry(2, TextDelta("a"))) == Appended(StopReason.USER, 0)
+    assert await bench.append(turn) == Appended(StopReason.USER, 0)
 
 
 async def test_request_stop_of_an_ended_or_unknown_turn_writes_nothing(bench: Bench) -> None:
@@ -297,6 +298,20 @@ async def test_take_over_of_many_at_once_gives_one_new_epoch(make_bench: MakeBen
     bench.log._lease_ms = 30_000
     epochs = await asyncio.gather(*(bench.log.take_over(bench.tenant, turn) for _ in range(20)))
     assert [epoch for epoch in epochs if epoch is not None] == [2]
+
+
+async def test_append_tells_how_many_read_the_turn_elsewhere(bench: Bench) -> None:
+    """Readers on other workers are counted from when they say so until they leave or fall silent."""
+    turn = await bench.turn()
+    for reader in ("a", "b", "a"):
+        await bench.log.follow(bench.tenant, turn, reader, 60)
+    assert await bench.append(turn) == Appended(None, 2)
+    await bench.log.follow(bench.tenant, turn, "a", 0)
+    assert await bench.append(turn) == Appended(None, 1)
+    await bench.log.follow(bench.tenant, turn, "b", 0.05)
+    async with asyncio.timeout(5):
+        while await bench.append(turn) != Appended(None, 0):
+            await asyncio.sleep(0.01)
 
 
 # --- finish -------------------------------------------------------------------------------------------------------

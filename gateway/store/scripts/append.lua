@@ -1,13 +1,15 @@
 -- Append entries to a turn's log and renew its owner's lease.
--- KEYS: turn, log
+-- KEYS: turn, log, followers
 -- ARGV: epoch, lease ms, then position, event name, data for each entry
--- Returns {1, stop flag or ''}; {0, ''} when the epoch is no longer the owner's or the turn has ended.
+-- Returns {1, stop flag or '', readers on other workers}; {0, '', 0} when the epoch is no longer the owner's or the
+-- turn has ended.
 -- Entries at or before the log's last position are skipped: sending a batch twice stores it once.
 local turn = redis.call('HMGET', KEYS[1], 'epoch', 'state', 'stop')
-if turn[1] ~= ARGV[1] or turn[2] ~= 'running' then return {0, ''} end
+if turn[1] ~= ARGV[1] or turn[2] ~= 'running' then return {0, '', 0} end
 
 local time = redis.call('TIME')
-redis.call('HSET', KEYS[1], 'lease', time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[2]))
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], 'lease', now_ms + tonumber(ARGV[2]))
 
 if #ARGV > 2 then
   local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
@@ -18,4 +20,4 @@ if #ARGV > 2 then
     end
   end
 end
-return {1, turn[3] or ''}
+return {1, turn[3] or '', redis.call('ZCOUNT', KEYS[3], now_ms, '+inf')}
