@@ -19,6 +19,7 @@ from gateway.secret_files import SecretKeys
 from gateway.settings import load
 from gateway.simulator.server import Simulator, SimulatorSettings
 from gateway.store.embedded import EmbeddedValkey
+from gateway.transports.refusals import EdgeRunner
 
 PERSONA_ID = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
 VENDOR_KEY = "vendor-key-that-must-never-leave-the-gateway"
@@ -149,7 +150,7 @@ async def _key(gateway: Gateway, tenant: TenantId, kind: KeyKind) -> str:
 
 
 async def _listen(stack: contextlib.AsyncExitStack, app: web.Application) -> str:
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
+    runner = EdgeRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.TCPSite(runner, "127.0.0.1", 0).start()

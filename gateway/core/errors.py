@@ -23,6 +23,8 @@ class Code(StrEnum):
     ANONYMOUS_DISABLED = "anonymous_disabled"
     FORBIDDEN = "forbidden"
     # what was asked
+    BAD_REQUEST = "bad_request"
+    HEADERS_TOO_LARGE = "headers_too_large"
     MALFORMED_JSON = "malformed_json"
     UNKNOWN_FIELD = "unknown_field"
     MISSING_FIELD = "missing_field"
@@ -39,6 +41,7 @@ class Code(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     EXPECTATION_FAILED = "expectation_failed"
+    UPGRADE_REQUIRED = "upgrade_required"
     NOT_FOUND = "not_found"
     HISTORY_LOST = "history_lost"
     TURN_ACTIVE = "turn_active"
@@ -87,6 +90,8 @@ WIRE: dict[Code, Wire] = {
     Code.ORIGIN_NOT_ALLOWED: Wire(403, "This origin may not use the gateway", ws_close=4504),
     Code.ANONYMOUS_DISABLED: Wire(403, "Anonymous sessions are switched off", ws_close=4504),
     Code.FORBIDDEN: Wire(403, "The credential does not allow this", ws_close=4504),
+    Code.BAD_REQUEST: Wire(400, "The request cannot be read as HTTP"),
+    Code.HEADERS_TOO_LARGE: Wire(431, "The headers are too large"),
     Code.MALFORMED_JSON: Wire(400, "The body is not valid JSON"),
     Code.UNKNOWN_FIELD: Wire(422, "Unknown field"),
     Code.MISSING_FIELD: Wire(422, "A field is missing"),
@@ -103,6 +108,7 @@ WIRE: dict[Code, Wire] = {
     Code.UNSUPPORTED_MEDIA_TYPE: Wire(415, "The body must be application/json"),
     Code.METHOD_NOT_ALLOWED: Wire(405, "Method not allowed"),
     Code.EXPECTATION_FAILED: Wire(417, "Unknown expectation"),
+    Code.UPGRADE_REQUIRED: Wire(426, "This address speaks WebSocket only"),
     Code.NOT_FOUND: Wire(404, "Not found"),
     Code.HISTORY_LOST: Wire(410, "The event log is gone"),
     Code.TURN_ACTIVE: Wire(409, "The conversation has an active turn", retryable=True),

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from gateway.core.errors import Code, GatewayError
 from gateway.protocol.native import CreateConversation, GiveFeedback, OpenSession, conversation_body
+from gateway.services.conversations import PAGE_MAX
 from gateway.transports.edge import (
     EDGE,
     address_of,
@@ -58,13 +59,13 @@ async def create(request: web.Request) -> web.Response:
 @routes.get("/v1/conversations")
 async def list_(request: web.Request) -> web.Response:
     principal = principal_of(request)
-    limit = request.query.get("limit", "20")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= 100):
-        raise GatewayError(Code.INVALID_VALUE, "limit lies between 1 and 100.", field="limit")
+    limit = request.query.get("limit", str(PAGE_MAX))
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= PAGE_MAX):
+        raise GatewayError(Code.INVALID_VALUE, f"limit lies between 1 and {PAGE_MAX}.", field="limit")
     found, more = await request.app[EDGE].conversations.list(principal, request.query.get("cursor"), int(limit))
     data = [conversation_body(conversation) for conversation in found]
     for entry in data:
-        del entry["messages"]  # a list tells of conversations, not what was said in them
+        del entry["messages"], entry["metadata"]  # a list tells of conversations, not what is in them
     return json_answer({"data": data, "next_cursor": more})
 
 

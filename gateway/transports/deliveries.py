@@ -45,8 +45,8 @@ class Line(Protocol):
     def let_go(self) -> None:
         """Cut off a connection that lags more than allowed."""
 
-    async def tell(self, error: GatewayError) -> None:
-        """Send an ``error`` frame that answers no command."""
+    async def tell(self, error: GatewayError, turn_id: TurnId, conversation_id: ConversationId) -> None:
+        """Send an ``error`` frame that answers no command but is about one turn's delivery."""
 
     def crash(self) -> None:
         """Close the socket for an internal error."""
@@ -176,7 +176,7 @@ class Deliveries:
         except ConnectionError:
             pass  # the socket's read loop sees the same and ends
         except GatewayError as error:
-            await self._line.tell(error)
+            await self._line.tell(error, turn_id, subscription.conversation_id)
         except Exception:
             logger.exception("delivery.crashed")
             self._line.crash()

@@ -43,7 +43,7 @@ class EdgeRules:
     retry_ms: int = 2000
     subscriptions_max: int = 64
     commands_per_s: float = 20.0
-    frame_max_bytes: int = 65_536
+    frame_max_bytes: int = 262_144
     auth_timeout_s: float = 10.0
 
 

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})", re.ASCII)
+_REFUSED: Final = web.RequestKey("refused", dict)
 _TRACE: Final = web.RequestKey("trace", str)
 
 METHODS: Final = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -30,13 +31,12 @@ REQUEST_HEADERS: Final = (
 EXPOSED: Final = "location, preference-applied, retry-after, traceparent, x-request-id, x-turn-id"
 PREFLIGHT_MAX_AGE_S: Final = 600
 
-# What aiohttp itself refuses before or beside our handlers, in our terms.
+# What aiohttp itself refuses beside our handlers, in our terms; what it refuses before them: refusals.py.
 _STATUS: Final = {
     404: Code.NOT_FOUND,
     405: Code.METHOD_NOT_ALLOWED,
     413: Code.BODY_TOO_LARGE,
     415: Code.UNSUPPORTED_MEDIA_TYPE,
-    417: Code.EXPECTATION_FAILED,
 }
 
 
@@ -67,6 +67,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             method=request.method,
             route=route,
             status=status,
+            **request.get(_REFUSED, {}),
             duration_s=round(seconds, 4),
             tenant=principal.tenant.id if principal is not None else None,
             user=principal.user_hash if principal is not None else None,
@@ -87,24 +88,34 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as raised:
         if raised.status < 400:
             raise
-        error = GatewayError(_STATUS.get(raised.status, Code.INTERNAL if raised.status >= 500 else Code.INVALID_VALUE))
+        error = GatewayError(_STATUS.get(raised.status, Code.INTERNAL if raised.status >= 500 else Code.BAD_REQUEST))
         if hdrs.ALLOW in raised.headers:
             headers[hdrs.ALLOW] = raised.headers[hdrs.ALLOW]
+    except web.RequestPayloadError:
+        error = GatewayError(Code.BAD_REQUEST, "The body is not in the encoding or the chunks that its headers tell.")
     except ConnectionError:
         raise
     except Exception:
         logger.exception("request.crashed")
         error = GatewayError(Code.INTERNAL)
     request.app[EDGE].metrics.error_sent(error.code)
+    request[_REFUSED] = {"code": error.code} | (
+        {"vendor_status": error.vendor_status} if error.vendor_status is not None else {}
+    )
     return problem_response(request, error, headers)
 
 
-def problem_response(request: web.Request, error: GatewayError, headers: dict[str, str] | None = None) -> web.Response:
+def problem_response(
+    request: web.BaseRequest, error: GatewayError, headers: dict[str, str] | None = None
+) -> web.Response:
     """Build the answer that tells an error (RFC 9457)."""
     headers = dict(headers or {})
     headers[hdrs.CACHE_CONTROL] = "no-store"
     if error.retry_after_s is not None:
         headers[hdrs.RETRY_AFTER] = str(max(1, -int(-error.retry_after_s // 1)))
+    if error.code is Code.UPGRADE_REQUIRED:
+        headers[hdrs.UPGRADE] = "websocket"
+        headers[hdrs.CONNECTION] = "Upgrade"
     if error.wire.http == 401:
         headers[hdrs.WWW_AUTHENTICATE] = f'Bearer error="{error.code}"'
     return web.Response(
@@ -115,8 +126,8 @@ def problem_response(request: web.Request, error: GatewayError, headers: dict[st
     )
 
 
-async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Put CORS and identity on every answer, streamed ones and errors too (they have no other chance)."""
+def identify(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Say on an answer which request it is for and who answers, without naming the software beneath."""
     headers = response.headers
     headers["x-request-id"] = request.get(REQUEST_ID) or secrets.token_hex(8)
     trace = request.get(_TRACE)
@@ -124,6 +135,12 @@ async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> Non
         headers["traceparent"] = trace
     headers[hdrs.SERVER] = "hyperleap-gateway"
     headers.setdefault("X-Content-Type-Options", "nosniff")
+
+
+async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Put CORS and identity on every answer, streamed ones and errors too (they have no other chance)."""
+    identify(request, response)
+    headers = response.headers
     if not isinstance(request, web.Request):
         return
     headers.add(hdrs.VARY, hdrs.ORIGIN)

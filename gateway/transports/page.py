@@ -30,6 +30,12 @@ CONTENT_TYPES: Final = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
 }
+# Names are looked up here, never joined to a path: whatever a request asks for, only these files can be opened.
+FILES: Final = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in ROOT.rglob("*")
+    if path.suffix in CONTENT_TYPES and path.is_file()
+}
 
 routes = web.RouteTableDef()
 
@@ -45,14 +51,13 @@ async def static(request: web.Request) -> web.StreamResponse:
 
 
 def _file(name: str) -> web.FileResponse:
-    path = (ROOT / name).resolve()
-    content_type = CONTENT_TYPES.get(path.suffix)
-    if content_type is None or not path.is_relative_to(ROOT) or not path.is_file():
+    path = FILES.get(name)
+    if path is None:
         raise GatewayError(Code.NOT_FOUND)
     return web.FileResponse(
         path,
         headers={
-            hdrs.CONTENT_TYPE: content_type,
+            hdrs.CONTENT_TYPE: CONTENT_TYPES[path.suffix],
             hdrs.CACHE_CONTROL: "no-cache",
             "Content-Security-Policy": POLICY,
             "Referrer-Policy": "no-referrer",

@@ -41,12 +41,22 @@ logger = logging.getLogger(__name__)
 routes = web.RouteTableDef()
 
 SUBPROTOCOL: Final = "hyperleap.chat.v1"
+OVERSIZE: Final = 4  # frames up to so many times the limit are told why they are refused; aiohttp cuts larger ones off
 TOKEN_ENTRY: Final = "hgt."  # a second subprotocol entry that carries the token, never echoed
 
 
 @routes.get("/v1/ws", allow_head=False)
 async def connect(request: web.Request) -> web.StreamResponse:
-    """Upgrade, then serve commands until the socket closes."""
+    """Upgrade, then serve commands until the socket closes; raises GatewayError(upgrade_required)."""
+    headers = request.headers
+    if (
+        headers.get(hdrs.UPGRADE, "").strip().lower() != "websocket"
+        or "upgrade" not in headers.get(hdrs.CONNECTION, "").lower()
+    ):
+        raise GatewayError(
+            Code.UPGRADE_REQUIRED,
+            "Send `Connection: Upgrade` and `Upgrade: websocket`; a proxy on the way may not pass them on.",
+        )
     return await Socket(request).serve()
 
 
@@ -60,7 +70,7 @@ class Socket:
         self._ws = web.WebSocketResponse(
             protocols=(SUBPROTOCOL,),
             compress=False,  # frames are shared by readers; deflate would be a copy and a CPU share for each
-            max_msg_size=rules.frame_max_bytes,
+            max_msg_size=rules.frame_max_bytes * OVERSIZE,
             heartbeat=rules.keepalive_s,
             autoping=True,
         )
@@ -82,6 +92,7 @@ class Socket:
             await self._authenticate()
             async for message in self._ws:
                 if message.type is WSMsgType.TEXT:
+                    self._check_size(message.data)
                     await self._take(message.data)
                 elif message.type is WSMsgType.BINARY:
                     raise GatewayError(Code.FRAME_BINARY)
@@ -160,6 +171,11 @@ class Socket:
                 raise
             told = error.extra.pop("command_request_id", None)
             await self._send_error(error, request_id or (told if isinstance(told, str) else None))
+
+    def _check_size(self, frame: str) -> None:
+        most = self._edge.rules.frame_max_bytes
+        if len(frame) * 4 > most and len(frame.encode()) > most:
+            raise GatewayError(Code.FRAME_TOO_LARGE, f"A frame may have {most} bytes.")
 
     def _pace(self) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -281,8 +297,8 @@ class Socket:
         log_event(logger, logging.INFO, "reader.lagged", transport="websocket")
         self.transport.abort()
 
-    async def tell(self, error: GatewayError) -> None:
-        await self._send_error(error, None)
+    async def tell(self, error: GatewayError, turn_id: TurnId, conversation_id: ConversationId) -> None:
+        await self._send_error(error, None, turn_id=turn_id, conversation_id=conversation_id)
 
     def crash(self) -> None:
         self._spawn_close(GatewayError(Code.INTERNAL))
@@ -292,10 +308,10 @@ class Socket:
     async def _ack(self, request_id: str | None, data: dict[str, Any]) -> None:
         await self._send({"event": "ack", "request_id": request_id, "data": data})
 
-    async def _send_error(self, error: GatewayError, request_id: str | None) -> None:
+    async def _send_error(self, error: GatewayError, request_id: str | None, **about: str) -> None:
         self._edge.metrics.error_sent(error.code)
         body = problem(error, self._request.get(REQUEST_ID))
-        await self._send({"event": "error", "request_id": request_id, "data": body})
+        await self._send({"event": "error", "request_id": request_id, **about, "data": body})
 
     async def _send(self, frame: dict[str, Any]) -> None:
         if not self._ws.closed:
