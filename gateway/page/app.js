@@ -33,6 +33,7 @@ function run(first) {
   const link = new Link(session, api, {
     onFrame: (frame) => chat.take(frame),
     onGone: (turnId, problem) => void chat.gone(turnId, problem),
+    onBroken: (turnId, conversationId) => chat.mend(turnId, conversationId),
     onState: (state, problem) => {
       banner.show(state, link.transport, problem);
       if (state === "live" && !live) chat.resume();

@@ -133,6 +133,15 @@ export class Chat {
     this.refresh(this.current).catch(() => {});
   }
 
+  /** A turn's events stopped coming: go on after the last. @param {string} turnId @param {string} conversationId */
+  mend(turnId, conversationId) {
+    const conversation = this.#conversations.get(conversationId);
+    if (!conversation) return;
+    const turn = conversation.running.find(({ id }) => id === turnId);
+    if (turn) this.#link.read(turnId, conversationId, turn.cursor);
+    else this.refresh(conversation).catch(() => {}); // perhaps not one event of it came
+  }
+
   /** A turn's events cannot be had: believe the record. @param {string} turnId @param {Problem} [problem] */
   async gone(turnId, problem) {
     for (const conversation of this.#conversations.values()) {

@@ -1,9 +1,11 @@
 /** Where one writes: grows with the text, sends on Enter, and turns its button into Stop while an answer is written. */
 import { announce } from "./announcer.js";
 import { byId } from "./dom.js";
+import { drawProblem } from "./notice.js";
 
 const DRAFT = "hyperleap.draft";
 const TALLEST_PX = 220;
+const LONGEST = 32_000; // code points; as many as a gateway takes that was not told otherwise
 
 export class Composer {
   /** @type {HTMLTextAreaElement} */
@@ -13,6 +15,7 @@ export class Composer {
   /** @type {HTMLButtonElement} */
   #stop = byId("stop");
   #hint = byId("hint");
+  #refusal = byId("refusal");
   #idleHint = this.#hint.textContent;
   #busy = false;
   /** @type {(text: string) => void} */
@@ -66,11 +69,17 @@ export class Composer {
     if (this.#busy) return announce("An answer is still being written. Wait for it to end, or press Escape to stop it.");
     const text = this.text.trim();
     if (!text) return undefined;
+    if (text.length > LONGEST && [...text].length > LONGEST) {
+      this.#input.setAttribute("aria-invalid", "true");
+      return this.#refusal.replaceChildren(drawProblem({ code: "message_too_long" }, [], true));
+    }
     this.text = "";
     return this.onsend(text);
   }
 
   #changed() {
+    this.#input.removeAttribute("aria-invalid");
+    this.#refusal.replaceChildren();
     this.#send.disabled = !this.text.trim();
     if (this.text) sessionStorage.setItem(DRAFT, this.text);
     else sessionStorage.removeItem(DRAFT);

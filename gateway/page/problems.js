@@ -31,6 +31,8 @@ const WORDS = {
   forbidden: ["You may not do this", "Your key or token does not allow it."],
   // what was asked
   not_found: ["This conversation is not here", "It may belong to another visitor or another key, or it was deleted."],
+  headers_too_large: ["The request is too long", "The browser sends more along with it than the gateway takes. Clearing this site's cookies may help."],
+  upgrade_required: ["A live connection was not let through", "A proxy on the way may not pass WebSockets on."],
   message_empty: ["The message is empty", "Write something first."],
   message_too_long: ["The message is too long", "Shorten it, or send it in parts."],
   body_too_large: ["The message is too long", "Shorten it, or send it in parts."],
@@ -65,7 +67,7 @@ const WORDS = {
 
 /** Codes that only a page that is out of step with its gateway can cause. */
 const OUT_OF_STEP = new Set([
-  "malformed_json", "unknown_field", "missing_field", "wrong_type", "invalid_value", "invalid_id", "invalid_cursor",
+  "bad_request", "malformed_json", "unknown_field", "missing_field", "wrong_type", "invalid_value", "invalid_id", "invalid_cursor",
   "length_required", "unsupported_media_type", "method_not_allowed", "expectation_failed", "frame_binary", "command_unknown",
 ]);
 

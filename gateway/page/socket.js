@@ -1,27 +1,27 @@
 /** The chat over one WebSocket: commands up, events of every followed conversation down. It comes back by itself. */
 import { Backoff } from "./backoff.js";
+import { Commands } from "./commands.js";
 import { Problem } from "./problems.js";
 
 /**
- * @typedef {{id?: string, event: string, turn_id?: string, conversation_id?: string, request_id?: string, data?: any}} Frame
+ * @typedef {{id?: string, event: string, turn_id?: string, conversation_id?: string, request_id?: string | null, data?: any}} Frame
  * @typedef {"connecting" | "live" | "lost" | "closed"} LinkState
  * @typedef {{onFrame: (frame: Frame) => void, onState: (state: LinkState, problem?: Problem) => void,
- *            onGone: (turnId: string, problem?: Problem) => void, onUseless: () => void}} Listener
+ *            onGone: (turnId: string, problem?: Problem) => void, onUseless: () => void,
+ *            onBroken: (turnId: string, conversationId: string) => void}} Listener
  * @typedef {{conversationId: string, message: string, clientMessageId: string}} Command
- * @typedef {{frame: Record<string, unknown>, keep: boolean, timer: number,
- *            resolve: (data: any) => void, reject: (problem: Problem) => void}} Asked
  */
 
 const PROTOCOL = "hyperleap.chat.v1";
 const OPENING_MS = 8_000;
 const PING_MS = 20_000;
-const ACK_MS = 20_000;
 
 /** Close codes that end it for good; every other close is followed by a new connection. @type {Record<number, string>} */
 const TERMINAL = { 4400: "not_understood", 4503: "access_ended", 4504: "forbidden" };
 const TOKEN_EXPIRED = 4401;
 const REFUSED = 4503; // also what a token gets that an older gateway signed: one new token is worth a try
 const TOO_MANY = 4429;
+const TOO_LARGE = 1009; // what was sent is too large, and would be on every other connection
 
 export class SocketLink {
   name = "ws";
@@ -37,9 +37,9 @@ export class SocketLink {
   #retriedToken = false;
   /** Why the gateway is about to close, said in a frame before it does. @type {Problem | undefined} */
   #reason;
-  #requests = 0;
-  /** @type {Map<string, Asked>} */
-  #asked = new Map();
+  #commands = new Commands((frame) => this.#put(frame));
+  /** Turns whose delivery broke on this connection. @type {Map<string, {backoff: Backoff, waiting: boolean}>} */
+  #broken = new Map();
 
   /** @param {import("./session.js").Session} session @param {import("./api.js").Api} api @param {Listener} listener */
   constructor(session, api, listener) {
@@ -78,7 +78,7 @@ export class SocketLink {
 
   /** @param {Command} command @returns {Promise<string>} the turn's id, once the gateway has it @throws {Problem} */
   async start({ conversationId, message, clientMessageId }) {
-    const data = await this.#ask({
+    const data = await this.#commands.ask({
       type: "turn.start", conversation_id: conversationId, message, client_message_id: clientMessageId,
     }, true);
     return data.turn_id;
@@ -86,27 +86,30 @@ export class SocketLink {
 
   /** @param {string} turnId */
   async stop(turnId) {
-    await this.#ask({ type: "turn.stop", turn_id: turnId }, true);
+    await this.#commands.ask({ type: "turn.stop", turn_id: turnId }, true);
   }
 
   /** Asks for a conversation's active and future turns. @param {string} conversationId */
   follow(conversationId) {
-    this.#ask({ type: "subscribe", conversation_id: conversationId }, false).catch(() => {});
+    this.#commands.ask({ type: "subscribe", conversation_id: conversationId }, false).catch(() => {});
   }
 
   /** @param {string} conversationId */
   leave(conversationId) {
-    this.#ask({ type: "unsubscribe", conversation_id: conversationId }, false).catch(() => {});
+    this.#commands.ask({ type: "unsubscribe", conversation_id: conversationId }, false).catch(() => {});
   }
 
   /**
    * Asks for a turn's events after a cursor, or all of them.
-   * @param {string} turnId @param {string} _conversationId @param {string} [after]
+   * @param {string} turnId @param {string} conversationId @param {string} [after]
    */
-  read(turnId, _conversationId, after) {
-    this.#ask({ type: "subscribe", turn_id: turnId, ...(after ? { after } : {}) }, false).then(
+  read(turnId, conversationId, after) {
+    this.#commands.ask({ type: "subscribe", turn_id: turnId, ...(after ? { after } : {}) }, false).then(
       (data) => data.ended && this.#listener.onGone(turnId),
-      (problem) => problem.code !== "network" && this.#listener.onGone(turnId, problem));
+      (problem) => {
+        if (this.#broken.has(turnId) && problem.retryable) void this.#mend(turnId, conversationId, problem);
+        else if (problem.code !== "network") this.#listener.onGone(turnId, problem);
+      });
   }
 
   /** @param {string} token the renewed one */
@@ -117,6 +120,7 @@ export class SocketLink {
   /** The network is back or the page is looked at again: prove that the socket lives, or connect now. */
   wake() {
     if (!this.#isOpen()) return this.#backoff.hurry();
+    for (const { backoff } of this.#broken.values()) backoff.hurry();
     this.#ping(4_000);
   }
 
@@ -125,11 +129,8 @@ export class SocketLink {
     this.#done = true;
     this.#backoff.hurry();
     this.#socket?.close(1000);
-    for (const asked of this.#asked.values()) {
-      clearTimeout(asked.timer);
-      asked.reject(problem);
-    }
-    this.#asked.clear();
+    this.#broken.clear();
+    this.#commands.close(problem);
   }
 
   /** One connection, from opening to its end. @param {string} token @returns {Promise<{opened: boolean, code: number}>} */
@@ -146,16 +147,18 @@ export class SocketLink {
         socket.onopen = socket.onmessage = socket.onclose = null;
         socket.close();
         if (this.#socket === socket) this.#socket = null;
-        this.#drop();
+        this.#broken.clear();
+        if (code === TOO_LARGE) this.#commands.refuse("turn.start", new Problem({ code: "frame_too_large" }));
+        this.#commands.drop();
         resolve({ opened, code });
       };
-      this.#abandon = () => finish(0);
+      this.#abandon = (code = 0) => finish(code);
       socket.onopen = () => {
         clearTimeout(opening);
         opened = this.#everOpen = true;
         this.#unanswered = false;
         this.#reason = undefined;
-        for (const asked of this.#asked.values()) this.#send(asked);
+        this.#commands.resend();
         this.#listener.onState("live");
       };
       socket.onmessage = ({ data }) => {
@@ -167,64 +170,45 @@ export class SocketLink {
     });
   }
 
-  /** Ends the present connection as lost, without waiting for a peer that is perhaps not there. */
-  #abandon = () => {};
+  /** Ends the present connection as lost, without waiting for a peer that is perhaps not there. @param {number} [_code] */
+  #abandon = (_code) => {};
 
   /** @param {Frame} frame */
   #take(frame) {
-    const asked = frame.request_id === undefined ? undefined : this.#asked.get(frame.request_id);
-    if (asked && frame.request_id && (frame.event === "ack" || frame.event === "error")) {
-      clearTimeout(asked.timer);
-      this.#asked.delete(frame.request_id);
-      if (frame.event === "ack") asked.resolve(frame.data ?? {});
-      else asked.reject(new Problem(frame.data ?? {}));
-    } else if (frame.turn_id) {
+    if (this.#commands.take(frame)) return;
+    const { event, turn_id: turnId, conversation_id: conversationId = "" } = frame;
+    if (turnId && event === "error") void this.#mend(turnId, conversationId, new Problem(frame.data ?? {}));
+    else if (turnId) {
+      this.#broken.get(turnId)?.backoff.reset();
       this.#listener.onFrame(frame);
-    } else if (frame.event === "error") {
-      // the gateway is about to close; if it does not, one of its deliveries broke, and a new connection mends that
+    } else if (event === "error") {
+      // the gateway is about to close; if it does not, something of this connection broke, and a new one mends that
       this.#reason = new Problem(frame.data ?? {});
+      if (this.#reason.code === "frame_too_large") return this.#abandon(TOO_LARGE);
       const socket = this.#socket;
       setTimeout(() => this.#socket === socket && this.#isOpen() && this.#abandon(), 1_000);
     }
   }
 
-  /** @param {Record<string, unknown>} frame @param {boolean} keep sent again on the next connection; must be safe to repeat */
-  #ask(frame, keep) {
-    return new Promise((resolve, reject) => {
-      const request_id = `r${++this.#requests}`;
-      const asked = { frame: { ...frame, request_id }, keep, timer: 0, resolve, reject };
-      this.#asked.set(request_id, asked);
-      if (this.#isOpen()) this.#send(asked);
-      else if (!keep) {
-        this.#asked.delete(request_id);
-        reject(new Problem({ code: "network" }));
-      }
-    });
+  /**
+   * The delivery of one turn broke: has it read again, and nothing else. A new connection reads everything anyway.
+   * @param {string} turnId @param {string} conversationId @param {Problem} problem
+   */
+  async #mend(turnId, conversationId, problem) {
+    const broken = this.#broken.get(turnId) ?? { backoff: new Backoff(), waiting: false };
+    if (broken.waiting) return;
+    this.#broken.set(turnId, broken);
+    broken.waiting = true;
+    await broken.backoff.wait(problem.retryAfter_s * 1000);
+    broken.waiting = false;
+    if (this.#broken.get(turnId) === broken) this.#listener.onBroken(turnId, conversationId);
   }
 
-  /** @param {Asked} asked */
-  #send(asked) {
-    clearTimeout(asked.timer);
-    asked.timer = setTimeout(() => {
-      this.#asked.delete(/** @type {string} */ (asked.frame.request_id));
-      asked.reject(new Problem({ code: "no_answer" }));
-    }, ACK_MS);
-    this.#put(asked.frame);
-  }
-
-  /** @param {object} frame */
+  /** @param {object} frame @returns {boolean} whether there was a connection for it */
   #put(frame) {
-    if (this.#isOpen()) this.#socket?.send(JSON.stringify(frame));
-  }
-
-  /** Commands that may not be repeated end with their connection. */
-  #drop() {
-    for (const [id, asked] of this.#asked) {
-      clearTimeout(asked.timer);
-      if (asked.keep) continue;
-      this.#asked.delete(id);
-      asked.reject(new Problem({ code: "network" }));
-    }
+    if (!this.#isOpen()) return false;
+    this.#socket?.send(JSON.stringify(frame));
+    return true;
   }
 
   /** @param {number} limit_ms */

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from playwright.async_api import Request, Route, WebSocketRoute, expect
+from playwright.async_api import Request, Route, WebSocket, WebSocketRoute, expect
 
 from tests.page.conftest import Arrive
 from tests.page.demo import Demo
@@ -262,14 +262,129 @@ async def test_message_that_could_not_be_sent_is_kept_and_sent_once_on_retry(arr
 
 
 async def test_refused_message_can_be_edited(arrive: Arrive, transport: str) -> None:
-    """A message that is too long is refused in words and goes back to where it was written."""
+    """A message that the gateway refuses is told in words and goes back to where it was written."""
     visitor = await arrive(transport)
     visitor.expects_failures = True
-    await visitor.say("x" * 32_001)
-    await expect(visitor.see("problem")).to_contain_text("The message is too long.")
+    nothing = "\x1f"  # white space to the gateway, and not to a browser
+    await visitor.say(nothing)
+    await expect(visitor.see("problem")).to_contain_text("The message is empty.")
     await visitor.see("edit").click()
-    await expect(visitor.see("message")).to_have_value("x" * 32_001)
+    await expect(visitor.see("message")).to_have_value(nothing)
     await expect(visitor.see("question")).to_have_count(0)
+
+
+async def test_message_that_is_too_long_stays_where_it_is_written(arrive: Arrive, transport: str) -> None:
+    """Too long a message is told in words before anything is sent; what is long only in bytes is sent."""
+    visitor = await arrive(transport, enter=False)
+    sent: list[str] = []
+
+    def note(socket: WebSocket) -> None:
+        socket.on("framesent", lambda frame: sent.append(str(json.loads(frame)["type"])))
+
+    visitor.page.on("websocket", note)
+    visitor.page.on("request", lambda request: sent.append(request.method))
+    await visitor.enter()
+    await visitor.say("x" * 40_000)
+    await expect(visitor.see("problem")).to_contain_text("The message is too long.")
+    await expect(visitor.see("message")).to_have_value("x" * 40_000)
+    await expect(visitor.see("question")).to_have_count(0)
+    assert sent.count("POST") == 1  # the session
+    assert "turn.start" not in sent
+    await visitor.ask("😀" * 31_900 + " #tokens=5 #rate=0")
+    await expect(visitor.see("problem")).to_have_count(0)
+    await expect(visitor.see("message")).to_have_value("")
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_message_too_large_for_a_frame_is_sent_once(arrive: Arrive, *, told: bool) -> None:
+    """A socket that is closed for a frame's size comes back without that frame; the message can be shortened."""
+    visitor = await arrive(enter=False)
+    sockets: list[WebSocketRoute] = []
+    attempts: list[str] = []
+
+    def connect(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        sockets.append(socket)
+
+        async def forward(frame: str | bytes) -> None:
+            command = json.loads(frame)
+            if command["type"] == "turn.start":
+                attempts.append(command["message"])
+                if command["message"] == "Too large":
+                    if told:
+                        problem = {"status": 413, "code": "frame_too_large", "title": "The frame is too large"}
+                        socket.send(json.dumps({"event": "error", "request_id": None, "data": problem}))
+                    await socket.close(code=1009)
+                    return
+            server.send(frame)
+
+        socket.on_message(forward)
+
+    await visitor.page.route_web_socket("**/v1/ws", connect)
+    await visitor.enter()
+    await visitor.ask("first #echo #rate=0")
+    await visitor.say("Too large")
+    await expect(visitor.see("problem")).to_contain_text("The message is too long.")
+    await expect(visitor.see("question").last).to_have_attribute("data-state", "failed")
+    while len(sockets) < 2:
+        await visitor.page.wait_for_timeout(50)
+    await expect(visitor.see("status")).to_have_attribute("data-state", "live")
+    await visitor.see("edit").click()
+    await expect(visitor.see("message")).to_have_value("Too large")
+    assert await visitor.ask("second #echo #rate=0") == "second"
+    assert attempts == ["first #echo #rate=0", "Too large", "second #echo #rate=0"]
+    assert len(sockets) == 2
+    await expect(visitor.see("question")).to_have_count(2)
+
+
+async def test_broken_delivery_of_one_turn_is_mended_on_the_same_socket(arrive: Arrive) -> None:
+    """A turn whose events stop coming is asked for again after its last, until that succeeds; the socket stays."""
+    visitor = await arrive(enter=False)
+    sockets: list[WebSocketRoute] = []
+    cursors: list[str] = []
+    delivered: list[str] = []
+    broken = False
+
+    def connect(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        sockets.append(socket)
+        problem = {"status": 503, "code": "store_unavailable", "title": "The conversation store is unavailable"}
+
+        def down(frame: str | bytes) -> None:
+            nonlocal broken
+            event = json.loads(frame)
+            if "turn_id" not in event:
+                socket.send(frame)
+            elif not broken:
+                socket.send(frame)
+                delivered.append(event["id"])
+                if len(delivered) == 20:
+                    broken = True
+                    about = {"turn_id": event["turn_id"], "conversation_id": event["conversation_id"]}
+                    socket.send(json.dumps({"event": "error", "request_id": None, **about, "data": problem}))
+
+        def up(frame: str | bytes) -> None:
+            nonlocal broken
+            command = json.loads(frame)
+            if command["type"] == "subscribe" and "turn_id" in command:
+                cursors.append(command["after"])
+                if len(cursors) == 1:
+                    refusal = {"event": "error", "request_id": command["request_id"], "data": problem}
+                    socket.send(json.dumps(refusal))
+                    return
+                broken = False
+            server.send(frame)
+
+        server.on_message(down)
+        socket.on_message(up)
+
+    await visitor.page.route_web_socket("**/v1/ws", connect)
+    await visitor.enter()
+    assert await visitor.ask(f"{WORDS} #echo #rate=25") == WORDS
+    assert await visitor.is_intact()
+    assert cursors == [delivered[19]] * 2
+    assert len(sockets) == 1
+    await expect(visitor.see("banner")).to_be_hidden()
 
 
 async def test_limit_is_said_with_the_time_to_wait(arrive: Arrive) -> None:
