@@ -90,7 +90,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys) -> Gateway
         rules=_session_rules(settings),
     )
     owned = Conversations(store, upstream, admission)
-    recovery = Recovery(log, store, metrics, answer_max_chars=rules.answer_max_chars)
+    recovery = Recovery(log, metrics, answer_max_chars=rules.answer_max_chars)
     running = Turns(
         upstream=upstream,
         log=log,

@@ -8,12 +8,9 @@ from gateway.core.errors import GatewayError
 from gateway.secret_files import load
 from gateway.settings import Settings, SettingsError
 from gateway.store.embedded import find_servers
-from gateway.store.redis import Redis, text
+from gateway.store.redis import Redis, store_fault, store_name
 from gateway.upstream.client import HyperleapClient
 from gateway.upstream.errors import ConnectFailed
-
-REDIS_FLOOR = (7, 0)
-VALKEY_FLOOR = (7, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +47,9 @@ async def check_store(settings: Settings) -> Finding:
         return Finding("store", False, f"{settings.redis.address()}: {error.detail}")
     finally:
         await redis.aclose()
-    name = "Valkey" if "valkey_version" in facts else "Redis"
-    version = facts.get("valkey_version") or facts.get("redis_version", "0")
-    floor = VALKEY_FLOOR if name == "Valkey" else REDIS_FLOOR
-    known = tuple(int(part) for part in (text(version) or "0").split(".")[:2])
-    words = f"{name} {version} at {settings.redis.address()}"
-    if known < floor:
-        return Finding("store", False, f"{words}: needs at least {'.'.join(map(str, floor))}")
+    words = f"{store_name(facts)} at {settings.redis.address()}"
+    if fault := store_fault(facts):
+        return Finding("store", False, f"{words}: {fault}")
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         return Finding("store", False, f"{words}: maxmemory-policy is {policy}; logs could vanish, set noeviction")

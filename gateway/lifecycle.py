@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,13 +17,16 @@ from typing import Final
 from aiohttp import web
 
 from gateway.app import Gateway, build
+from gateway.core.errors import GatewayError
 from gateway.core.identity import KeyKind, TenantId
 from gateway.options import normal_origin
 from gateway.secret_files import load as load_secrets
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
 from gateway.store.embedded import EmbeddedError, EmbeddedValkey
+from gateway.store.redis import store_fault
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import watch_loop
+from gateway.transports.refusals import EdgeRunner
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,32 @@ class Ready:
     keys: tuple[Minted, ...]  # made by this start
 
 
+class Stop:
+    """What asks a gateway to end: a signal drains it, a second one cuts the drain short, and so does a lost store."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.store_lost = False
+        self._hurried = asyncio.Event()
+
+    def ask(self) -> None:
+        if self.asked.is_set():
+            self._hurried.set()
+        self.asked.set()
+
+    def lose_store(self) -> None:
+        self.store_lost = True
+        self._hurried.set()
+        self.asked.set()
+
+    async def hurry_or(self, work: Coroutine[None, None, None], *, timeout_s: float) -> None:
+        """Wait for ``work``, but no longer than until the stop is hurried or the time is over."""
+        tasks = {asyncio.ensure_future(work), asyncio.ensure_future(self._hurried.wait())}
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+
 OnReady = Callable[[Ready], Awaitable[None]]
 
 
@@ -70,18 +99,18 @@ async def serve(
     data directory with a Redis of one's own too; ``fresh_keys`` mints the keys labelled ``env-file`` anew.
     Raises SettingsError, OSError (ports), GatewayError(store_unavailable).
     """
-    stopped = asyncio.Event()
+    stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stop.ask)
     async with contextlib.AsyncExitStack() as stack:
         embedded = settings.redis.url is None
-        redis_url = await stack.enter_async_context(_store(settings, stopped))
+        redis_url = await stack.enter_async_context(_store(settings, stop))
         gateway = build(
             settings, redis_url=redis_url, secrets=load_secrets(settings, embedded=embedded or made_secrets)
         )
         stack.push_async_callback(gateway.aclose)
-        await gateway.redis.call("PING")
+        await _check_store(gateway, settings)
         server = settings.server
         public, url = await _listen(stack, gateway.public, server.host, server.port)
         _, internal_url = await _listen(stack, gateway.internal, server.internal_host, server.internal_port)
@@ -93,12 +122,23 @@ async def serve(
         await on_ready(
             Ready(gateway=gateway, url=url, internal_url=internal_url, redis_url=redis_url, keys=tuple(keys))
         )
-        await stopped.wait()
-        await _drain(gateway, public)
+        await stop.asked.wait()
+        await _drain(gateway, public, stop)
     log_event(logger, logging.INFO, "gateway.stopped")
 
 
-async def _drain(gateway: Gateway, public: web.TCPSite) -> None:
+async def _check_store(gateway: Gateway, settings: Settings) -> None:
+    """Refuse a store that is away or too old, in words that name it."""
+    where = settings.redis.address() or "the embedded store"
+    try:
+        facts = await gateway.redis.server_facts()
+    except GatewayError as error:
+        raise SettingsError("GATEWAY_REDIS_URL", f"{where} cannot be used: {type(error.__cause__).__name__}") from None
+    if fault := store_fault(facts):
+        raise SettingsError("GATEWAY_REDIS_URL", f"{where}: {fault}")
+
+
+async def _drain(gateway: Gateway, public: web.TCPSite, stop: Stop) -> None:
     """Let go of the public side: no new work, then the turns, then the connections that are left."""
     drain_s = gateway.settings.server.drain_s
     # First of all, a deadline that holds whatever hangs below.
@@ -109,14 +149,15 @@ async def _drain(gateway: Gateway, public: web.TCPSite) -> None:
     gateway.draining = True
     gateway.turns.drain()
     await public.stop()
-    await gateway.turns.aclose(grace_s=drain_s)
+    await stop.hurry_or(gateway.turns.ended(), timeout_s=drain_s)
+    await gateway.turns.aclose(grace_s=0, settle=not stop.store_lost)
     await asyncio.sleep(0)  # endings shown just now are written by the readers' own tasks
     await asyncio.gather(*(connection.shut() for connection in tuple(gateway.edge.open)), return_exceptions=True)
     deadline.cancel()
 
 
 @contextlib.asynccontextmanager
-async def _store(settings: Settings, stopped: asyncio.Event) -> AsyncIterator[str]:
+async def _store(settings: Settings, stop: Stop) -> AsyncIterator[str]:
     """Give the URL of the Redis to use; an embedded Valkey lives as long as this context."""
     if settings.redis.url is not None:
         yield settings.redis.url.reveal()
@@ -127,7 +168,7 @@ async def _store(settings: Settings, stopped: asyncio.Event) -> AsyncIterator[st
     def lost(died: asyncio.Future[str]) -> None:
         if not died.cancelled():
             log_event(logger, logging.CRITICAL, "store.lost", reason=died.result())
-            stopped.set()
+            stop.lose_store()
 
     valkey.died.add_done_callback(lost)
     try:
@@ -142,7 +183,7 @@ async def _listen(
     stack: contextlib.AsyncExitStack, app: web.Application, host: str, port: int
 ) -> tuple[web.TCPSite, str]:
     """Open a port for an application; returns the site and the URL under which it answers."""
-    runner = web.AppRunner(
+    runner = EdgeRunner(
         app,
         access_log=None,
         handler_cancellation=True,  # an idle stream would otherwise never learn that its browser left

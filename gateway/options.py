@@ -243,7 +243,7 @@ class WebSocketSettings(Section, frozen=True, kw_only=True):
 
     subscriptions_max: Annotated[Count, doc("Subscriptions on one socket")] = 64
     commands_per_s: Annotated[float, doc("Commands a second on one socket", gt=0)] = 20.0
-    frame_max_bytes: Annotated[Count, doc("Largest frame from a client")] = 65_536
+    frame_max_bytes: Annotated[Count, doc("Largest frame from a client; a longest message must fit")] = 262_144
     auth_timeout_s: Annotated[Seconds, doc("An unauthenticated socket is closed after this")] = 10.0
 
 

@@ -61,7 +61,7 @@ def test_load_nothing_given_gives_documented_defaults() -> None:
     assert (settings.streams.keepalive_s, settings.streams.reader_lag_s) == (15, 30)
     assert (settings.upstream.connect_timeout_s, settings.upstream.turn_timeout_s) == (5, 600)
     assert (settings.sessions.ttl_s, settings.sessions.token_max_bytes) == (900, 4096)
-    assert (settings.websocket.subscriptions_max, settings.websocket.frame_max_bytes) == (64, 65_536)
+    assert (settings.websocket.subscriptions_max, settings.websocket.frame_max_bytes) == (64, 262_144)
     assert settings.redis.url is None
     assert settings.upstream.base_url == "https://api.hyperleapai.com"
 

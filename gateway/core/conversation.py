@@ -94,6 +94,10 @@ class ConversationStore(Protocol):
         """Return a page of the owner's conversation ids, the latest used first, and the next page's cursor."""
         ...
 
+    async def unlist(self, tenant: TenantId, owner: UserHash, conversation_id: ConversationId) -> None:
+        """Take a conversation that is gone off its owner's list."""
+        ...
+
     async def forget(self, tenant: TenantId, conversation_id: ConversationId) -> None:
         """Drop the record, so that the next reader brings the vendor's copy."""
         ...

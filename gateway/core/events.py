@@ -247,11 +247,17 @@ class EventLog(Protocol):
         """
         ...
 
+    async def repeated(
+        self, tenant: TenantId, owner: UserHash, conversation_id: ConversationId, idempotency_key: str
+    ) -> tuple[TurnId, str] | None:
+        """Return the turn that an idempotency key led to and its body's hash; None when the key is new."""
+        ...
+
     async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> Appended:
         """Append entries and renew the lease; learn whether to stop, and how many read the turn elsewhere.
 
         Entries at or before the log's last position are skipped, so resending is safe.
-        Raises Fenced when the epoch is no longer the owner's.
+        Raises Fenced when the epoch is no longer the owner's, LogLost when the store has lost the turn.
         """
         ...
 
@@ -264,7 +270,10 @@ class EventLog(Protocol):
         entries: Sequence[Entry],
         messages: Sequence[Message],
     ) -> None:
-        """Append the last entries (an ending last), free the conversation, extend its cached transcript."""
+        """Append the last entries (an ending last), free the conversation, extend its cached transcript.
+
+        Raises as ``append`` does.
+        """
         ...
 
     async def read(self, tenant: TenantId, turn_id: TurnId, position: int, limit: int) -> list[Entry]:
@@ -286,6 +295,10 @@ class EventLog(Protocol):
     async def request_stop(self, tenant: TenantId, turn_id: TurnId, reason: StopReason) -> None:
         """Set the stop flag that the owner sees in its next append's answer."""
         ...
+
+
+class LogLost(Exception):
+    """The store has lost the turn's record (emptied, failed over): nobody took it over, nobody can read it there."""
 
 
 class Fenced(Exception):

@@ -252,7 +252,7 @@ def conversation_body(conversation: Conversation) -> dict[str, Any]:
     """A conversation as its owner sees it. The owner's hash stays inside."""
     body: dict[str, Any] = {
         "id": conversation.id,
-        "persona": conversation.persona,
+        "persona": conversation.persona or None,
         "status": conversation.status,
         "name": conversation.name,
         "created_at": conversation.created_at,

@@ -34,6 +34,7 @@ from gateway.core.identity import (
     UserId,
     parse_key,
 )
+from gateway.options import SettingsError, normal_origin
 from gateway.telemetry.logging import event as log_event
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,7 @@ class Auth:
                 raise GatewayError(Code.FORBIDDEN, "A secret key names its user in user_id.", field="visitor_id")
             user = _checked_user(user_id)
             _check_personas(tenant, personas)
+            _check_origins(origins)
             return self._mint(tenant, user, ttl_s, personas=personas, origins=origins, anonymous=False)
         for name, value in (("user_id", user_id), ("personas", personas), ("origins", origins)):
             if value is not None:
@@ -355,6 +357,17 @@ def _checked_user(user_id: str | None) -> str:
             Code.INVALID_VALUE, f"A user id has 1 to {USER_ID_MAX_CHARS} printable characters.", field="user_id"
         )
     return user_id
+
+
+def _check_origins(origins: list[str] | None) -> None:
+    """A token may be narrowed to origins; one that no browser sends would make it useless without a word."""
+    for origin in origins or ():
+        try:
+            normal = normal_origin(origin)
+        except SettingsError:
+            normal = None
+        if normal != origin:
+            raise GatewayError(Code.INVALID_VALUE, "An origin is scheme://host[:port], in lower case.", field="origins")
 
 
 def _check_personas(tenant: Tenant, personas: list[str] | None) -> None:

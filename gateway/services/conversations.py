@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from gateway.core.conversation import Conversation, ConversationId, ConversationStore, VendorConversation
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import Persona, Principal
@@ -14,7 +16,8 @@ from gateway.core.turn import Upstream
 from gateway.services.admission import Admission
 
 METADATA_MAX_ENTRIES = 32
-PAGE_MAX = 20
+EXTRAS_MAX_BYTES = 16_384  # of metadata, and of replacements: both are kept in the store for a week
+PAGE_MAX = 100
 
 
 class Conversations:
@@ -47,7 +50,20 @@ class Conversations:
             raise GatewayError(
                 Code.INVALID_VALUE, f"metadata may have {METADATA_MAX_ENTRIES} entries.", field="metadata"
             )
+        for field, value in (("metadata", metadata), ("replacements", replacements)):
+            if len(msgspec.json.encode(value)) > EXTRAS_MAX_BYTES:
+                raise GatewayError(
+                    Code.INVALID_VALUE, f"{field} may have {EXTRAS_MAX_BYTES} bytes of JSON.", field=field
+                )
         await self._admission.admit(principal, "create", address)
+        # In a task of its own: a client that leaves now must not leave a conversation that nobody knows.
+        return await asyncio.shield(
+            asyncio.get_running_loop().create_task(self._create(principal, persona, replacements, metadata))
+        )
+
+    async def _create(
+        self, principal: Principal, persona: Persona, replacements: Mapping[str, Any], metadata: dict[str, Any]
+    ) -> Conversation:
         entry = await self._upstream.create_conversation(
             persona_id=persona.persona_id,
             persona_version_id=persona.persona_version_id,
@@ -56,7 +72,7 @@ class Conversations:
             external_user_id=principal.external_user_id,
         )
         created_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        conversation = _owned_by(principal, alias, entry, created_at)
+        conversation = _owned_by(principal, persona.alias, entry, created_at)
         await self._store.put(principal.tenant.id, conversation)
         return conversation
 
@@ -81,8 +97,12 @@ class Conversations:
             return await self.owned(principal, conversation_id)
         except GatewayError as error:
             if error.code is Code.NOT_FOUND:
+                await self._store.unlist(principal.tenant.id, principal.user_hash, conversation_id)
                 return None  # deleted at the vendor since
-            raise
+            if error.code is Code.STORE_UNAVAILABLE:
+                raise
+            # One that left the cache, and that the vendor does not give now, must not hide the others.
+            return Conversation(id=conversation_id, owner=principal.user_hash, persona="")
 
     def _checked(self, principal: Principal, conversation: Conversation) -> Conversation:
         allowed = principal.personas is None or conversation.persona in principal.personas

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from datetime import UTC, datetime
 from typing import Final
 
-from gateway.core.conversation import SCORE_MAX, SCORE_MIN, ConversationId, ConversationStore, Feedback
+from gateway.core.conversation import (
+    SCORE_MAX,
+    SCORE_MIN,
+    Conversation,
+    ConversationId,
+    ConversationStore,
+    Feedback,
+)
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import Principal
 from gateway.core.turn import Upstream
@@ -67,10 +75,18 @@ class FeedbackService:
             confidence=confidence,
             created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         )
-        await self._upstream.score_message(conversation_id, message_id, feedback)
-        await self._store.put_feedback(principal.tenant.id, conversation_id, message_id, feedback)
-        self._metrics.feedback_given(principal.tenant.id, conversation.persona, score)
+        # In a task of its own: a client that leaves must not leave a score that only the vendor knows.
+        await asyncio.shield(
+            asyncio.get_running_loop().create_task(self._give(principal, conversation, message_id, feedback))
+        )
         return feedback
+
+    async def _give(
+        self, principal: Principal, conversation: Conversation, message_id: str, feedback: Feedback
+    ) -> None:
+        await self._upstream.score_message(conversation.id, message_id, feedback)
+        await self._store.put_feedback(principal.tenant.id, conversation.id, message_id, feedback)
+        self._metrics.feedback_given(principal.tenant.id, conversation.persona, feedback.score)
 
 
 def _check(score: int, comments: str | None, tags: list[str] | None, confidence: float | None) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.core.errors import GatewayError
-from gateway.core.events import EventLog, Fenced
+from gateway.core.events import EventLog, Fenced, LogLost
 from gateway.core.identity import TenantId
 from gateway.core.turn import StopReason
 from gateway.services.live_log import LiveLog
+from gateway.telemetry.logging import throttled
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,12 @@ class Journal:
         except Fenced:
             self._entries.discard(entry)
             entry.on_fenced()
+            return
+        except LogLost:
+            # Nobody has taken the turn over: it goes on to the readers here, and its ending is told to them.
+            throttled(logger, "log.lost", turn_id=live.turn_id)
+            entry.saved_at_s = self._loop.time()
+            live.saved(position)
             return
         except GatewayError:
             # The store is away: what is unsaved stays, and the next beat sends it again.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from gateway.core.conversation import ConversationStore
+import msgspec
+
+from gateway.core.conversation import Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import (
     Entry,
     EventLog,
     Fenced,
+    LogLost,
     MessageStarted,
     TextDelta,
     TurnError,
@@ -17,7 +20,7 @@ from gateway.core.events import (
     is_ending,
 )
 from gateway.core.identity import TenantId
-from gateway.core.turn import TurnId, estimate_usage
+from gateway.core.turn import TurnId, TurnState, estimate_usage
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import Metrics
 
@@ -27,11 +30,8 @@ logger = logging.getLogger(__name__)
 class Recovery:
     """Ends orphaned turns as ``turn.failed {worker_lost}`` with the text that the log holds."""
 
-    def __init__(
-        self, log: EventLog, conversations: ConversationStore, metrics: Metrics, *, answer_max_chars: int
-    ) -> None:
+    def __init__(self, log: EventLog, metrics: Metrics, *, answer_max_chars: int) -> None:
         self._log = log
-        self._conversations = conversations
         self._metrics = metrics
         self._answer_max_chars = answer_max_chars
 
@@ -62,12 +62,18 @@ class Recovery:
         )
         # Readers may have been shown more than the log holds; one answer cap further on lies after all of it.
         last = Entry(position + self._answer_max_chars, ending)
-        # The cached transcript lacks this turn; the vendor's copy is whole. It goes before the ending frees the
-        # conversation: afterwards it might carry the mark of a next turn that has begun by then.
-        await self._conversations.forget(tenant, record.conversation_id)
+        answer = Message(
+            "assistant",
+            text,
+            message_id=message_id,
+            run_id=run_id,
+            turn_id=turn_id,
+            state=TurnState.FAILED,
+            error=msgspec.to_builtins(ending.error),
+        )
         try:
-            await self._log.finish(tenant, record.conversation_id, turn_id, epoch, [last], [])
-        except Fenced:
+            await self._log.finish(tenant, record.conversation_id, turn_id, epoch, [last], [answer])
+        except (Fenced, LogLost):
             return False
         self._metrics.turn_recovered(tenant)
         log_event(logger, logging.WARNING, "turn.recovered", turn_id=turn_id, tenant=tenant, state="failed")

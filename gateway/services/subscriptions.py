@@ -135,12 +135,12 @@ class Subscription:
             return Batch(self.turn_id, self.conversation_id, merged(page))
         record = await self._subscriptions.log.record(self._tenant, self.turn_id)
         if record is None or record.state.ended:
-            # The log's life ended while it was read: the connection ends and its next cursor gets history_lost.
             page = await self._subscriptions.log.read(self._tenant, self.turn_id, self.position, PAGE)
             if page:
                 return Batch(self.turn_id, self.conversation_id, merged(page))
-            self._ended = True
-        elif not record.leased:
+            # The log's life ended while it was read, or the store has lost it.
+            raise GatewayError(Code.HISTORY_LOST, extra={"turn_id": self.turn_id})
+        if not record.leased:
             await self._subscriptions.recovery.recover(self._tenant, self.turn_id)
         else:
             await self._keep_following()

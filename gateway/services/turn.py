@@ -24,6 +24,7 @@ from gateway.core.events import (
     Event,
     EventLog,
     Fenced,
+    LogLost,
     MessageCitations,
     MessageExtra,
     MessageModerated,
@@ -255,6 +256,9 @@ class Turn:
                 if not live.ended:
                     self._abandon()
                 return
+            except LogLost:
+                log_event(logger, logging.ERROR, "turn.unsaved", turn_id=self.turn_id, tenant=self.tenant.id)
+                break
             except GatewayError:
                 attempts += 1
                 if attempts == FINISH_ATTEMPTS:  # readers here wait no longer; the store is owed it until it takes it

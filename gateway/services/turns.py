@@ -104,6 +104,10 @@ class Turns:
                 field="Idempotency-Key",
             )
         conversation = await self._conversations.owned(principal, conversation_id)
+        if idempotency_key is not None:  # a repeat is answered whatever the caps say: it starts nothing
+            known = await self._log.repeated(principal.tenant.id, conversation.owner, conversation_id, idempotency_key)
+            if known is not None:
+                return self._repeated(known, message)
         await self._admission.admit(principal, "turn", address)
         started: Started = await asyncio.shield(
             self._spawn(self._begin(principal, conversation, message, idempotency_key))
@@ -133,6 +137,8 @@ class Turns:
             raise GatewayError(Code.NOT_FOUND)
         if principal.personas is not None:
             await self._conversations.owned(principal, record.conversation_id)
+        if not record.state.ended and not record.leased and await self._recovery.recover(principal.tenant.id, turn_id):
+            return TurnState.FAILED  # its worker is gone: nobody else would ever end it
         if record.state.ended:
             return record.state
         await self._log.request_stop(principal.tenant.id, turn_id, reason)
@@ -157,23 +163,37 @@ class Turns:
         """Refuse new turns from now on."""
         self._draining = True
 
-    async def aclose(self, *, grace_s: float) -> None:
-        """Let running turns end for up to ``grace_s``, then stop the rest with reason ``shutdown`` and settle them."""
+    async def ended(self) -> None:
+        """Wait until no turn runs."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def aclose(self, *, grace_s: float, settle: bool = True) -> None:
+        """Let running turns end for up to ``grace_s``, then stop the rest with reason ``shutdown`` and settle them.
+
+        Without ``settle`` (the store is gone for good) their endings are not waited for.
+        """
         self.drain()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for turn in tuple(self._turns.values()):
             turn.stop(StopReason.SHUTDOWN)
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=FINISH_ATTEMPTS * FINISH_PAUSE_S)
+            await asyncio.wait(self._tasks, timeout=FINISH_ATTEMPTS * FINISH_PAUSE_S if settle else 0.0)
         for task in self._tasks:  # their endings are shown; a store that is away this long will not get them from here
             task.cancel()
+
+    def _repeated(self, known: tuple[TurnId, str], message: str) -> Started:
+        turn_id, body_hash = known
+        if body_hash != _hash(message):
+            raise GatewayError(Code.IDEMPOTENCY_MISMATCH, field="Idempotency-Key")
+        return Started(turn_id, 0, True)
 
     async def _begin(
         self, principal: Principal, conversation: Conversation, message: str, idempotency_key: str | None
     ) -> Started:
         tenant = principal.tenant
-        body_hash = hashlib.sha256(message.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        body_hash = _hash(message)
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         for _ in range(3):  # again after a lost worker's turn has got its ending, and after the record is read back
             turn_id = TurnId(str(uuid.uuid4()))
@@ -241,3 +261,7 @@ class Turns:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _hash(message: str) -> str:
+    return hashlib.sha256(message.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -83,6 +83,9 @@ class RedisConversations:
         more = f"{page[limit - 1][0]}.{page[limit - 1][1]}" if len(page) > limit else None
         return ids, more
 
+    async def unlist(self, tenant: TenantId, owner: UserHash, conversation_id: ConversationId) -> None:
+        await self._redis.call("ZREM", Keys(tenant).conversations(owner), conversation_id)
+
     async def forget(self, tenant: TenantId, conversation_id: ConversationId) -> None:
         await self._redis.call("DEL", Keys(tenant).conversation(conversation_id))
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.core.conversation import ConversationId, Message
-from gateway.core.events import ENDING_STATE, Appended, Claim, Entry, Fenced, TurnRecord, after
+from gateway.core.events import ENDING_STATE, Appended, Claim, Entry, Fenced, LogLost, TurnRecord, after
 from gateway.core.identity import TenantId, UserHash
 from gateway.core.turn import StopReason, TurnId, TurnState
 from gateway.protocol.native import decode_event, encode_data
@@ -87,8 +87,7 @@ class RedisEventLog:
         owned, stop, followers = await self._redis.run(
             APPEND, (keys.turn(turn_id), keys.log(turn_id), keys.followers(turn_id)), arguments
         )
-        if not owned:
-            raise Fenced(turn_id)
+        _check_owned(owned, turn_id)
         return Appended(StopReason(text(stop) or "") if stop else None, int(followers))
 
     async def finish(
@@ -108,8 +107,7 @@ class RedisEventLog:
         owned = await self._redis.run(
             FINISH, (keys.turn(turn_id), keys.log(turn_id), keys.conversation(conversation_id)), arguments
         )
-        if not owned:
-            raise Fenced(turn_id)
+        _check_owned(owned, turn_id)
 
     async def read(self, tenant: TenantId, turn_id: TurnId, position: int, limit: int) -> list[Entry]:
         reply: list[Any] = await self._redis.call(
@@ -132,14 +130,33 @@ class RedisEventLog:
         )
 
     async def take_over(self, tenant: TenantId, turn_id: TurnId) -> int | None:
+        if self._redis.healthy_s() < self._lease_ms / 1000:
+            return None  # after an outage live owners get one lease's time to renew what they could not
         epoch = int(await self._redis.run(TAKE_OVER, (Keys(tenant).turn(turn_id),), (self._lease_ms,)))
         return epoch or None
+
+    async def repeated(
+        self, tenant: TenantId, owner: UserHash, conversation_id: ConversationId, idempotency_key: str
+    ) -> tuple[TurnId, str] | None:
+        key = Keys(tenant).idempotency(owner, conversation_id, idempotency_key)
+        known = text(await self._redis.call("GET", key))
+        if known is None:
+            return None
+        turn_id, _, body_hash = known.partition(" ")
+        return TurnId(turn_id), body_hash
 
     async def follow(self, tenant: TenantId, turn_id: TurnId, reader: str, life_s: float) -> None:
         await self._redis.run(FOLLOW, (Keys(tenant).followers(turn_id),), (reader, int(life_s * 1000)))
 
     async def request_stop(self, tenant: TenantId, turn_id: TurnId, reason: StopReason) -> None:
         await self._redis.run(REQUEST_STOP, (Keys(tenant).turn(turn_id),), (reason,))
+
+
+def _check_owned(owned: int, turn_id: TurnId) -> None:
+    if owned < 0:
+        raise LogLost(turn_id)
+    if not owned:
+        raise Fenced(turn_id)
 
 
 def _extend(arguments: list[Argument], entries: Sequence[Entry]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable
 from importlib import resources
@@ -20,10 +21,13 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import TenantId
+from gateway.telemetry.logging import throttled
 
 Argument = str | bytes | int | float
 CallObserver = Callable[[float, int, bool], None]  # seconds, commands, failed
-RTT_FLOOR_VERSION: Final = (7, 0)
+logger = logging.getLogger(__name__)
+
+VERSION_FLOORS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
 
 
 class Keys:
@@ -93,6 +97,7 @@ class Redis:
         self._queue: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
         self._flushes: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._failed_at_s: float | None = None
 
     async def aclose(self) -> None:
         """Wait for the commands under way, then close the connections."""
@@ -128,6 +133,10 @@ class Redis:
         reply: dict[Any, Any] = await self.call("INFO")  # redis-py has made a map of it
         return {str(name): str(value) for name, value in reply.items()}
 
+    def healthy_s(self) -> float:
+        """Return how long no call has failed; infinite when none ever did."""
+        return float("inf") if self._failed_at_s is None else time.monotonic() - self._failed_at_s
+
     def _keep_loop(self) -> asyncio.AbstractEventLoop:
         """Asking for the running loop is a system call on Python 3.11, and a client lives on one loop."""
         self._loop = asyncio.get_running_loop()
@@ -153,6 +162,9 @@ class Redis:
             failure = error
         except Exception as error:  # a fault of ours or of redis-py: whoever waits must hear of it all the same
             failure, code = error, Code.INTERNAL
+        if failure is not None:
+            self._failed_at_s = time.monotonic()
+            throttled(logger, "store.failed", error=failure)
         for (_, future), reply in zip(batch, replies, strict=True):
             if future.done():
                 continue
@@ -185,3 +197,17 @@ def text(value: Any) -> str | None:
 def fields(reply: Any) -> dict[str, bytes]:
     """Read an HGETALL reply, a map in RESP3."""
     return {text(k) or "": v for k, v in reply.items()} if reply else {}
+
+
+def store_name(facts: dict[str, str]) -> str:
+    """Name the server that ``INFO`` describes, with its version."""
+    valkey = facts.get("valkey_version")
+    return f"Valkey {valkey}" if valkey else f"Redis {facts.get('redis_version', '?')}"
+
+
+def store_fault(facts: dict[str, str]) -> str | None:
+    """Say why a server cannot be used (it is too old), or None."""
+    name, _, version = store_name(facts).partition(" ")
+    floor = VERSION_FLOORS[name]
+    known = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    return None if known >= floor else f"{name} {version} is too old; {floor[0]}.{floor[1]} is needed"

@@ -229,7 +229,7 @@ class Stage:
         self.metrics = Metrics({self.tenant.id: list(self.tenant.personas)})
         admission = Admission(RedisLimiter(self.store), b"pepper", self.metrics)
         self.conversations = Conversations(self.cache, self.vendor, admission)
-        self.recovery = Recovery(self.log, self.cache, self.metrics, answer_max_chars=answer_max_chars)
+        self.recovery = Recovery(self.log, self.metrics, answer_max_chars=answer_max_chars)
         self.journal = Journal(self.log, interval_s=interval_s, heartbeat_s=heartbeat_s)
         self.turns = Turns(
             upstream=self.vendor,

@@ -6,12 +6,11 @@ import asyncio
 
 import pytest
 
-from gateway.core.conversation import Message
 from gateway.core.errors import Code
 from gateway.core.events import TurnCompleted, TurnFailed
 from gateway.core.turn import TurnState
 from tests.services.conftest import SetStage
-from tests.services.stage import PERSONA_ID, Stage, until
+from tests.services.stage import Stage, until
 
 CAP = 1000
 
@@ -64,19 +63,16 @@ async def test_recover_makes_the_conversation_free_for_the_next_message(short_le
     assert isinstance(lost, TurnFailed)
 
 
-async def test_recover_brings_the_transcript_from_the_vendor(short_lease: Stage) -> None:
-    """After a loss the transcript is the vendor's whole copy, not the cache's gap."""
+async def test_recover_keeps_the_question_and_what_was_answered(short_lease: Stage) -> None:
+    """After a loss the transcript still holds the question, the partial answer, and why there is no more."""
     stage = short_lease
     conversation, turn = await stage.orphan("Hel")
-    kept = stage.vendor.conversations[conversation]
-    messages = [Message("user", "Hi", "m-8"), Message("assistant", "Hello there", "m-9")]
-    stage.vendor.conversations[conversation] = type(kept)(
-        conversation, kept.external_user_id, PERSONA_ID, None, None, {}, messages
-    )
     await stage.recovery.recover(stage.tenant.id, turn)
-    found = await stage.conversations.get(stage.user(), conversation)
-    assert found.messages == messages
-    assert found.active_turn_id is None
+    question, answer = await stage.transcript(conversation)
+    assert (question.role, question.content, question.turn_id) == ("user", "Hi", turn)
+    assert (answer.role, answer.content, answer.state, answer.turn_id) == ("assistant", "Hel", "failed", turn)
+    assert answer.error is not None
+    assert answer.error["code"] == "worker_lost"
 
 
 async def test_recover_leaves_no_gap_for_two_active_turns(short_lease: Stage) -> None:

@@ -160,7 +160,7 @@ async def test_open_when_the_log_is_gone_says_so_with_the_text(stage: Stage) -> 
 
 
 async def test_reader_whose_log_expires_under_it_is_let_go(stage: Stage, set_stage: SetStage) -> None:
-    """A reader that waits on a log that is no more ends, so that its next cursor can be told."""
+    """A reader that waits on a log that is no more is told so, and not left to think that the answer ended."""
     other = set_stage(tenant=stage.tenant.id, vendor=stage.vendor)
     started = await stage.start(await stage.conversation())
     (await stage.vendor.chat()).say("Hello")
@@ -168,7 +168,9 @@ async def test_reader_whose_log_expires_under_it_is_let_go(stage: Stage, set_sta
     await until(lambda: reading.text == "Hello")
     keys = Keys(stage.tenant.id)
     await stage.store.call("DEL", keys.log(started.turn_id), keys.turn(started.turn_id))
-    await reading.ended()
+    with pytest.raises(GatewayError) as raised:
+        await reading.ended()
+    assert raised.value.code is Code.HISTORY_LOST
     assert reading.names[-1] == "message.delta"
 
 

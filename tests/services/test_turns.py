@@ -352,11 +352,13 @@ async def test_start_over_the_cap_is_refused_with_its_wait(set_stage: SetStage) 
     """The cap on turns a minute names itself and how long to wait."""
     stage = set_stage(rates=TurnRates(tenant_per_min=100, user_per_min=1, address_per_min=100))
     conversation = await stage.conversation()
-    await stage.start(conversation, key="k")
-    error = await refused(Code.RATE_LIMITED, stage.start(conversation, key="k"))
+    first = await stage.start(conversation, key="k")
+    error = await refused(Code.RATE_LIMITED, stage.start(conversation, key="other"))
     assert error.extra == {"limit": "user"}
     assert error.retry_after_s is not None
     assert 0 < error.retry_after_s <= 60
+    repeat = await stage.start(conversation, key="k")  # starts nothing, so no cap stands in its way
+    assert (repeat.turn_id, repeat.repeated) == (first.turn_id, True)
 
 
 async def test_start_of_a_caller_who_left_is_not_cut_in_half(stage: Stage) -> None:

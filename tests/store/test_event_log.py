@@ -14,6 +14,7 @@ from gateway.core.events import (
     Claim,
     Entry,
     Fenced,
+    LogLost,
     MessageCitations,
     MessageStarted,
     TextDelta,
@@ -248,8 +249,8 @@ async def test_append_to_an_ended_or_unknown_turn_is_fenced(bench: Bench) -> Non
     """Nothing is written behind an ending, nor to a turn that never was."""
     turn = await bench.turn()
     await bench.finish(turn, Entry(2, COMPLETED))
-    for target in (turn, NO_ONE):
-        with pytest.raises(Fenced):
+    for target, refusal in ((turn, Fenced), (NO_ONE, LogLost)):
+        with pytest.raises(refusal):
             await bench.append(target, Entry(3, TextDelta("x")))
     assert [entry.position for entry in await bench.all(turn)] == [1, 2]
     assert await bench.store.call("EXISTS", bench.keys.log(NO_ONE), bench.keys.turn(NO_ONE)) == 0

@@ -388,10 +388,11 @@ async def test_websocket_binary_first_frame_closes_with_4400(running: Running) -
 
 
 async def test_websocket_oversize_frame_closes_with_1009(client: Client) -> None:
-    """A frame beyond 64 KiB closes the socket with the code of RFC 6455 for that."""
+    """A frame beyond the limit is told why and closes the socket with the code of RFC 6455 for that."""
     async with client.socket() as socket:
-        await socket.ws.send_str('{"type":"ping","request_id":"' + "x" * 65_536 + '"}')
+        await socket.ws.send_str('{"type":"ping","request_id":"' + "x" * 262_144 + '"}')
         assert (await socket.closed()).code == 1009
+        assert [error["code"] for error in socket.errors()] == ["frame_too_large"]
 
 
 async def test_websocket_message_of_nearly_a_frame_is_taken(client: Client) -> None:

@@ -2,9 +2,10 @@
 -- KEYS: turn, log, followers
 -- ARGV: epoch, lease ms, then position, event name, data for each entry
 -- Returns {1, stop flag or '', readers on other workers}; {0, '', 0} when the epoch is no longer the owner's or the
--- turn has ended.
+-- turn has ended; {-1, '', 0} when the store has lost the turn.
 -- Entries at or before the log's last position are skipped: sending a batch twice stores it once.
 local turn = redis.call('HMGET', KEYS[1], 'epoch', 'state', 'stop')
+if not turn[1] then return {-1, '', 0} end
 if turn[1] ~= ARGV[1] or turn[2] ~= 'running' then return {0, '', 0} end
 
 local time = redis.call('TIME')

@@ -2,8 +2,10 @@
 -- KEYS: turn, log, conversation
 -- ARGV: epoch, turn id, final state, log ttl s, conversation ttl s, entry count n,
 --       n times (position, event name, data), then the transcript's new messages as JSON
--- Returns 1, also when the same ending was written before; 0 when another worker owns the turn.
+-- Returns 1, also when the same ending was written before; 0 when another worker owns the turn; -1 when the store has
+-- lost the turn.
 local turn = redis.call('HMGET', KEYS[1], 'epoch', 'state')
+if not turn[1] then return -1 end
 if turn[1] ~= ARGV[1] then return 0 end
 if turn[2] ~= 'running' then return turn[2] == ARGV[3] and 1 or 0 end
 
