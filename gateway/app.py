@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -44,23 +45,24 @@ class Gateway:
     edge: Edge
     public: web.Application
     internal: web.Application
+    worker_id: str  # no other process has or had it
     draining: bool = field(default=False)
 
-    async def readiness(self) -> dict[str, str]:
-        """What ``/readyz`` tells: every check ``ok``, or why new work should go elsewhere."""
+    async def readiness(self) -> tuple[bool, dict[str, str]]:
+        """What ``/readyz`` tells: ready when every check is ``ok``, else why new work should go elsewhere."""
         checks = {"worker": "draining" if self.draining else "ok", "store": "ok"}
         try:
             await self.redis.call("PING")
         except GatewayError as error:
             checks["store"] = error.code
-        return checks
+        return all(state == "ok" for state in checks.values()), checks
 
     async def aclose(self) -> None:
         await self.upstream.aclose()
         await self.redis.aclose()
 
 
-def build(settings: Settings, *, redis_url: str, secrets: SecretKeys) -> Gateway:
+def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id: str | None = None) -> Gateway:
     """Build a worker. Opens no connection; raises SettingsError, ValueError or OSError for what cannot work."""
     tenants = settings.tenant_values()
     metrics = Metrics({tenant.id: list(tenant.personas) for tenant in tenants.values()})
@@ -121,6 +123,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys) -> Gateway
         edge=edge,
         public=public_app(edge, with_page=settings.server.page),
         internal=web.Application(),
+        worker_id=worker_id or uuid.uuid4().hex,
     )
     gateway.internal[ops.METRICS] = metrics
     gateway.internal[ops.READINESS] = gateway

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from gateway import __version__
 from gateway.simulator.command import simulate
+
+if TYPE_CHECKING:
+    from gateway.lifecycle import OnReady
+    from gateway.settings import Settings
 
 T = TypeVar("T")
 
@@ -26,6 +30,11 @@ INTERNAL_PORT = click.option(
     "--internal-port", type=click.IntRange(0, 65535), help="Internal port; 0 picks a free one."
 )
 REDIS_URL = click.option("--redis-url", help="Use this Redis or Valkey instead of the embedded one.")
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    help="Worker processes under a supervisor; SIGHUP replaces them one by one (GATEWAY_WORKERS).",
+)
 ENV_FILE = click.option(
     "--env-file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -45,8 +54,14 @@ def main() -> None:
 @INTERNAL_PORT
 @REDIS_URL
 @ENV_FILE
+@WORKERS
 def serve(
-    config: Path | None, port: int | None, internal_port: int | None, redis_url: str | None, env_file: Path | None
+    config: Path | None,
+    port: int | None,
+    internal_port: int | None,
+    redis_url: str | None,
+    env_file: Path | None,
+    workers: int | None,
 ) -> None:
     """Run a gateway in front of Hyperleap.
 
@@ -54,7 +69,8 @@ def serve(
     """
     from gateway import lifecycle
 
-    settings = _load(config, os.environ, _overrides(port, internal_port, redis_url))
+    given = Given(config, os.environ, _overrides(port, internal_port, redis_url, workers))
+    settings = _load(*given)
 
     async def on_ready(ready: lifecycle.Ready) -> None:
         if env_file is not None:
@@ -68,7 +84,7 @@ def serve(
             click.echo(f"  secret key       {minted.secret_key}")
             click.echo(f"  publishable key  {minted.publishable_key}")
 
-    _run(lifecycle.serve(settings, on_ready=on_ready, fresh_keys=env_file is not None))
+    _run(_serve(settings, given, on_ready, fresh_keys=env_file is not None))
 
 
 @main.command()
@@ -77,6 +93,7 @@ def serve(
 @INTERNAL_PORT
 @REDIS_URL
 @ENV_FILE
+@WORKERS
 @click.option("--rate", type=click.FloatRange(0), help="Items a second that the stand-in streams.")
 @click.option("--fault", "faults", multiple=True, help="Make the stand-in misbehave; see `simulate --list-faults`.")
 def demo(
@@ -85,23 +102,23 @@ def demo(
     internal_port: int | None,
     redis_url: str | None,
     env_file: Path | None,
+    workers: int | None,
     rate: float | None,
     faults: tuple[str, ...],
 ) -> None:
     """Try it all on this machine: a stand-in Hyperleap, a store, the gateway and a chat page."""
     from gateway import demo as parts
-    from gateway import lifecycle
 
     arguments = (*(() if rate is None else ("--rate", str(rate))), *(f"--fault={fault}" for fault in faults))
     # A key for the real Hyperleap that happens to be set is left alone: the demo never calls out.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("HYPERLEAP_")}
-    overrides = _overrides(port, internal_port, redis_url)
+    overrides = _overrides(port, internal_port, redis_url, workers)
     base = _load(config, environ, overrides | {"upstream.api_key": "unused", "upstream.persona_id": parts.PERSONA_ID})
     data_dir = base.server.data_dir / "demo"
 
     async def run() -> None:
         async with parts.simulator(data_dir, arguments) as stand_in:
-            settings = _load(
+            given = Given(
                 config,
                 environ,
                 overrides
@@ -115,9 +132,10 @@ def demo(
                     **{f"default_tenant.turns_per_min.{who}": parts.TURNS_PER_MIN for who in parts.CAPPED},
                 },
             )
-            await lifecycle.serve(
-                settings,
-                on_ready=lambda ready: parts.show(ready, stand_in, env_file),
+            await _serve(
+                _load(*given),
+                given,
+                lambda ready: parts.show(ready, stand_in, env_file),
                 made_secrets=True,
                 fresh_keys=True,
             )
@@ -136,7 +154,7 @@ def check(config: Path | None, redis_url: str | None) -> None:
     from gateway import check as checks
     from gateway.app import upstream_client
 
-    settings = _load(config, os.environ, _overrides(None, None, redis_url))
+    settings = _load(config, os.environ, _overrides(None, None, redis_url, None))
     settings.tenant_values()
     console = Console(highlight=False)
     table = Table("setting", "value", title="Effective settings", title_justify="left", box=None)
@@ -168,11 +186,61 @@ def check(config: Path | None, redis_url: str | None) -> None:
 main.add_command(simulate)
 
 
-def _overrides(port: int | None, internal_port: int | None, redis_url: str | None) -> dict[str, object]:
-    return {"server.port": port, "server.internal_port": internal_port, "redis.url": redis_url}
+@main.command(hidden=True)
+@click.option("--control-fd", type=int, required=True)
+def worker(control_fd: int) -> None:
+    """One worker of ``serve --workers``, which tells it all it needs over the control line."""
+    from gateway import worker as process
+
+    if not _run(process.run(control_fd)):
+        sys.exit(1)
 
 
-def _load(config: Path | None, environ: Any, overrides: dict[str, object]) -> Any:
+class Given(NamedTuple):
+    """Where settings come from; supervised workers load them from there again."""
+
+    config: Path | None
+    environ: Mapping[str, str]
+    overrides: dict[str, object]
+
+
+async def _serve(
+    settings: Settings,
+    given: Given,
+    on_ready: OnReady,
+    *,
+    made_secrets: bool = False,
+    fresh_keys: bool = False,
+) -> None:
+    """Serve in this process, or in as many as the settings say."""
+    from gateway import lifecycle, supervisor
+
+    workers = settings.server.workers
+    if workers is None:
+        await lifecycle.serve(settings, on_ready=on_ready, made_secrets=made_secrets, fresh_keys=fresh_keys)
+    else:
+        await supervisor.serve(
+            settings,
+            workers=workers,
+            **given._asdict(),
+            on_ready=on_ready,
+            made_secrets=made_secrets,
+            fresh_keys=fresh_keys,
+        )
+
+
+def _overrides(
+    port: int | None, internal_port: int | None, redis_url: str | None, workers: int | None
+) -> dict[str, object]:
+    return {
+        "server.port": port,
+        "server.internal_port": internal_port,
+        "server.workers": workers,
+        "redis.url": redis_url,
+    }
+
+
+def _load(config: Path | None, environ: Mapping[str, str], overrides: dict[str, object]) -> Settings:
     from gateway.settings import SettingsError, load
     from gateway.telemetry.logging import configure
 
@@ -201,13 +269,14 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     from gateway.core.errors import GatewayError
     from gateway.settings import SettingsError
     from gateway.store.embedded import EmbeddedError
+    from gateway.supervisor import StartFailed
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(work)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
-    except (GatewayError, EmbeddedError, OSError, ValueError) as error:
+    except (GatewayError, EmbeddedError, StartFailed, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
 
 

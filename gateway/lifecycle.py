@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import shlex
 import signal
 import threading
@@ -26,6 +27,7 @@ from gateway.store.embedded import EmbeddedError, EmbeddedValkey
 from gateway.store.redis import store_fault
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import watch_loop
+from gateway.transports.edge import Closable
 from gateway.transports.refusals import EdgeRunner
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,10 @@ FIRST_LABEL: Final = "default"  # of the keys that a new tenant's first start pr
 ENV_FILE_LABEL: Final = "env-file"  # of the keys that every start with an env file replaces
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - how to reach a port that listens everywhere
+BACKLOG: Final = 1024  # connections that wait to be accepted
 HARD_DEADLINE_EXTRA_S: Final = 30.0  # beyond the drain: settling endings, closing the store
+HARD_DEADLINE_STATUS: Final = 70
+LOOK_S: Final = 0.02  # between looks at which connections are left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,25 @@ class Stop:
 OnReady = Callable[[Ready], Awaitable[None]]
 
 
+class HardDeadline:
+    """Ends the process some time after it was armed, whatever hangs; disarmed by leaving the context."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def arm(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, os._exit, (HARD_DEADLINE_STATUS,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __enter__(self) -> HardDeadline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 async def serve(
     settings: Settings,
     *,
@@ -104,30 +128,33 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.ask)
     async with contextlib.AsyncExitStack() as stack:
+        deadline = stack.enter_context(HardDeadline())
         embedded = settings.redis.url is None
-        redis_url = await stack.enter_async_context(_store(settings, stop))
+        redis_url = await stack.enter_async_context(store(settings, stop.lose_store))
         gateway = build(
             settings, redis_url=redis_url, secrets=load_secrets(settings, embedded=embedded or made_secrets)
         )
         stack.push_async_callback(gateway.aclose)
-        await _check_store(gateway, settings)
+        await check_store(gateway, settings)
         server = settings.server
-        public, url = await _listen(stack, gateway.public, server.host, server.port)
-        _, internal_url = await _listen(stack, gateway.internal, server.internal_host, server.internal_port)
-        gateway.auth.allow_origins(_own_origins(settings, url))
+        public = await run_app(stack, gateway.public)
+        url = await listen(public, server.host, server.port)
+        internal_url = await listen(await run_app(stack, gateway.internal), server.internal_host, server.internal_port)
+        gateway.auth.allow_origins(own_origins(settings, url))
         watcher = loop.create_task(watch_loop(gateway.metrics))
         stack.callback(watcher.cancel)
-        keys = await _mint(gateway, fresh=fresh_keys)
+        keys = await mint(gateway, fresh=fresh_keys)
         log_event(logger, logging.INFO, "gateway.started", url=url, internal_url=internal_url, embedded=embedded)
         await on_ready(
             Ready(gateway=gateway, url=url, internal_url=internal_url, redis_url=redis_url, keys=tuple(keys))
         )
         await stop.asked.wait()
-        await _drain(gateway, public, stop)
+        deadline.arm(drain_longest_s(settings))
+        await drain(gateway, public, stop=stop, replaced=asyncio.Event(), shared_store=not embedded)
     log_event(logger, logging.INFO, "gateway.stopped")
 
 
-async def _check_store(gateway: Gateway, settings: Settings) -> None:
+async def check_store(gateway: Gateway, settings: Settings) -> None:
     """Refuse a store that is away or too old, in words that name it."""
     where = settings.redis.address() or "the embedded store"
     try:
@@ -138,27 +165,73 @@ async def _check_store(gateway: Gateway, settings: Settings) -> None:
         raise SettingsError("GATEWAY_REDIS_URL", f"{where}: {fault}")
 
 
-async def _drain(gateway: Gateway, public: web.TCPSite, stop: Stop) -> None:
-    """Let go of the public side: no new work, then the turns, then the connections that are left."""
-    drain_s = gateway.settings.server.drain_s
-    # First of all, a deadline that holds whatever hangs below.
-    deadline = threading.Timer(drain_s + HARD_DEADLINE_EXTRA_S, os._exit, (70,))
-    deadline.daemon = True
-    deadline.start()
-    log_event(logger, logging.INFO, "gateway.draining", turns=gateway.turns.running)
-    gateway.draining = True
-    gateway.turns.drain()
-    await public.stop()
-    await stop.hurry_or(gateway.turns.ended(), timeout_s=drain_s)
-    await gateway.turns.aclose(grace_s=0, settle=not stop.store_lost)
+def drain_longest_s(settings: Settings) -> float:
+    """How long a process may take from SIGTERM to its exit before it is taken for hung."""
+    return settings.server.drain_notice_s + settings.server.drain_s + HARD_DEADLINE_EXTRA_S
+
+
+async def drain(
+    gateway: Gateway, public: web.AppRunner, *, stop: Stop, replaced: asyncio.Event, shared_store: bool
+) -> None:
+    """Let go of the public side: no new work, then the readers, the turns, and the connections that are left.
+
+    ``replaced`` says that another worker serves the same port by now: nobody need take notice. Readers are sent
+    away only where somebody else can serve them, from this turn's log: a replacement, or a gateway on the same
+    ``shared_store``. Otherwise they stay until their turn's ending. The caller has armed a hard deadline.
+    """
+    server = gateway.settings.server
+    log_event(logger, logging.INFO, "gateway.draining", turns=gateway.turns.running, replaced=replaced.is_set())
+    gateway.draining = gateway.edge.draining = True
+    gateway.turns.drain()  # refuses turns; readers are still let in, since an EventSource gives up on a refusal
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(replaced.wait(), server.drain_notice_s)
+    for site in tuple(public.sites):
+        await site.stop()
+    turns = asyncio.create_task(_end_turns(gateway, stop))
+    if replaced.is_set() or shared_store:
+        await _send_away(gateway, public, min(server.drain_spread_s, server.drain_s))
+    await turns
     await asyncio.sleep(0)  # endings shown just now are written by the readers' own tasks
     await asyncio.gather(*(connection.shut() for connection in tuple(gateway.edge.open)), return_exceptions=True)
-    deadline.cancel()
+
+
+async def _end_turns(gateway: Gateway, stop: Stop) -> None:
+    """Let turns end by themselves for ``drain_s`` or until the stop is hurried; then stop and settle the rest."""
+    await stop.hurry_or(gateway.turns.ended(), timeout_s=gateway.settings.server.drain_s)
+    await gateway.turns.aclose(grace_s=0, settle=not stop.store_lost)
+
+
+async def _send_away(gateway: Gateway, public: web.AppRunner, spread_s: float) -> None:
+    """Send every reader away at a moment of its own within the span, so that they do not come back all at once.
+
+    Connections between two requests get the same time: the next answer closes them, and only a request that is
+    on its way at the very end meets a closed connection.
+    """
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + spread_s
+    leaving: dict[Closable, asyncio.Task[None]] = {}
+
+    async def leave(connection: Closable) -> None:
+        await asyncio.sleep(random.uniform(0, until_s - loop.time()))  # noqa: S311 - spreads load
+        if connection in gateway.edge.open:
+            await connection.leave()
+
+    assert public.server is not None
+    while public.server.connections and loop.time() < until_s:
+        for connection in gateway.edge.open - leaving.keys():  # those too that came while draining
+            leaving[connection] = loop.create_task(leave(connection))
+        await asyncio.sleep(min(LOOK_S, max(0.0, until_s - loop.time())))
+    for connection in gateway.edge.open - leaving.keys():
+        leaving[connection] = loop.create_task(connection.leave())
+    await asyncio.gather(*leaving.values(), return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
-async def _store(settings: Settings, stop: Stop) -> AsyncIterator[str]:
-    """Give the URL of the Redis to use; an embedded Valkey lives as long as this context."""
+async def store(settings: Settings, on_lost: Callable[[], None]) -> AsyncIterator[str]:
+    """Give the URL of the Redis to use; an embedded Valkey lives as long as this context.
+
+    ``on_lost`` is called when it dies before that; leaving the context then raises EmbeddedError.
+    """
     if settings.redis.url is not None:
         yield settings.redis.url.reveal()
         return
@@ -168,7 +241,7 @@ async def _store(settings: Settings, stop: Stop) -> AsyncIterator[str]:
     def lost(died: asyncio.Future[str]) -> None:
         if not died.cancelled():
             log_event(logger, logging.CRITICAL, "store.lost", reason=died.result())
-            stop.lose_store()
+            on_lost()
 
     valkey.died.add_done_callback(lost)
     try:
@@ -179,10 +252,8 @@ async def _store(settings: Settings, stop: Stop) -> AsyncIterator[str]:
         await valkey.aclose()
 
 
-async def _listen(
-    stack: contextlib.AsyncExitStack, app: web.Application, host: str, port: int
-) -> tuple[web.TCPSite, str]:
-    """Open a port for an application; returns the site and the URL under which it answers."""
+async def run_app(stack: contextlib.AsyncExitStack, app: web.Application) -> web.AppRunner:
+    """Get an application going; the caller gives it sites to listen on."""
     runner = EdgeRunner(
         app,
         access_log=None,
@@ -191,14 +262,22 @@ async def _listen(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host, port, backlog=1024)
-    await site.start()
-    bound = runner.addresses[0]
+    return runner
+
+
+async def listen(runner: web.AppRunner, host: str, port: int) -> str:
+    """Open a port for a runner; returns the URL under which it answers."""
+    await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+    return shown_url(host, runner.addresses[0][1])
+
+
+def shown_url(host: str, port: int) -> str:
+    """Return the URL of a port that listens on an address."""
     shown = ANY.get(host, host)
-    return site, f"http://{f'[{shown}]' if ':' in shown else shown}:{bound[1]}"
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
 
 
-def _own_origins(settings: Settings, url: str) -> frozenset[str]:
+def own_origins(settings: Settings, url: str) -> frozenset[str]:
     """Origins of the gateway's own page, which needs no listing; none when the page is switched off."""
     if not settings.server.page:
         return frozenset()
@@ -211,7 +290,7 @@ def _own_origins(settings: Settings, url: str) -> frozenset[str]:
     return frozenset(origins)
 
 
-async def _mint(gateway: Gateway, *, fresh: bool) -> list[Minted]:
+async def mint(gateway: Gateway, *, fresh: bool) -> list[Minted]:
     """Make the keys that this start shows: a new tenant's first ones, or the env file's anew."""
     minted: list[Minted] = []
     for tenant in gateway.auth.tenants:

@@ -115,7 +115,17 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     ] = None
     body_max_bytes: Annotated[Count, doc("Largest request body")] = 1_048_576
     body_timeout_s: Annotated[Seconds, doc("Longest time that a request's body may take to arrive")] = 30.0
+    workers: Annotated[
+        int | None, doc("Worker processes under a supervisor; unset: one process without one", ge=1, le=256)
+    ] = None
+    drain_notice_s: Annotated[
+        float,
+        doc("On SIGTERM, `/readyz` says no this long before listening stops, for a proxy to notice", ge=0),
+    ] = 0.0
     drain_s: Annotated[float, doc("On SIGTERM, turns in flight get this long to end", ge=0)] = 10.0
+    drain_spread_s: Annotated[
+        float, doc("While draining, readers that another worker can serve are sent there over this span", ge=0)
+    ] = 5.0
     page: Annotated[bool, doc("Serve the chat page at `/`")] = True
 
     def __post_init__(self) -> None:

@@ -67,12 +67,13 @@ class Subscription:
         self._presence = turn.presence if turn is not None else None
         self._following: str | None = None  # as whom this reader is known to the turn's owner on another worker
         self._follow_again_s = 0.0
+        self.left = False  # ended before its turn, by ``leave``
         self._ended = False
         self._sink: Sink | None = None
         self._wake: asyncio.Future[None] | None = None
 
     async def deliver(self, sink: Sink) -> None:
-        """Write every event after the cursor to ``sink``, in order and once, until the ending is written."""
+        """Write every event after the cursor to ``sink``, in order and once, until the ending or ``leave``."""
         if self._presence is not None:
             self._presence.joined()
         try:
@@ -84,7 +85,7 @@ class Subscription:
                 self._subscriptions.unfollow(self._tenant, self.turn_id, self._following)
 
     async def _deliver(self, sink: Sink) -> None:
-        while not self._ended:
+        while not self._ended and not self.left:
             batch = self._live.read(self.position) if self._live is not None else await self._stored()
             if batch is not None:
                 await sink.write(batch)
@@ -99,6 +100,11 @@ class Subscription:
             elif not await self._follow(self._live, sink):
                 await sink.drain()
 
+    def leave(self) -> None:
+        """Let ``deliver`` return between two events; what follows ``position`` is for another reader."""
+        self.left = not self._ended
+        self.released()
+
     async def _follow(self, live: LiveLog, sink: Sink) -> bool:
         """Be pushed to until the turn ends or moves (True) or the connection falls behind (False)."""
         self._sink = sink
@@ -106,7 +112,7 @@ class Subscription:
         live.attach(self)
         try:
             await self._wake
-            return self._ended or live.abandoned
+            return self._ended or self.left or live.abandoned
         finally:
             live.detach(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from math import prod
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
 
 from gateway.telemetry.histogram import HistogramFamily
 
@@ -88,6 +90,14 @@ class Families:
         family = HistogramFamily(name, text, labels, bounds)
         self._histograms.append(family)
         return family
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return the body and the content type of a scrape, made in a thread so that no stream waits for it."""
+        try:
+            encoder, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no version
+            encoder, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+        return await asyncio.to_thread(self.render, encoder), content_type
 
     def render(self, encoder: Callable[[CollectorRegistry], bytes]) -> bytes:
         """Return a scrape: what the library's ``encoder`` says of counters and gauges, then the histograms."""

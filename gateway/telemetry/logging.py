@@ -103,9 +103,10 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 class _Formatter(logging.Formatter):
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Redactor, *, worker: str | None = None) -> None:
         super().__init__()
         self._redactor = redactor
+        self._worker = worker
 
     def facts(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return the record as a flat table, redacted: ts, level, logger, event, ids, fields, error."""
@@ -116,6 +117,8 @@ class _Formatter(logging.Formatter):
             "logger": record.name,
             "event": self._redactor.text(_message(record)),
         }
+        if self._worker is not None:
+            facts["worker"] = self._worker
         fields: dict[str, object] = getattr(record, "fields", {})
         for name, bound_id in (("request_id", REQUEST_ID.get()), ("turn_id", TURN_ID.get())):
             if bound_id is not None and name not in fields:
@@ -146,8 +149,8 @@ class JsonFormatter(_Formatter):
 class ConsoleFormatter(_Formatter):
     """One line for a human; the places of an exception follow, indented."""
 
-    def __init__(self, redactor: Redactor, *, colour: bool) -> None:
-        super().__init__(redactor)
+    def __init__(self, redactor: Redactor, *, colour: bool, worker: str | None = None) -> None:
+        super().__init__(redactor, worker=worker)
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
@@ -176,16 +179,25 @@ class _Handler(logging.StreamHandler[TextIO]):
         pass
 
 
-def configure(settings: LoggingSettings, *, secrets: Collection[Secret] = (), stream: TextIO | None = None) -> None:
-    """Send every logger's events through one handler, replacing the one of an earlier call."""
+def configure(
+    settings: LoggingSettings,
+    *,
+    secrets: Collection[Secret] = (),
+    stream: TextIO | None = None,
+    worker: str | None = None,
+) -> None:
+    """Send every logger's events through one handler, replacing the one of an earlier call.
+
+    ``worker`` is the slot of a supervised worker; it is told with every event.
+    """
     stream = stream if stream is not None else sys.stderr
     redactor = Redactor(secrets)
     handler = _Handler(stream)
     terminal = stream.isatty()
     if settings.format == "console" or (settings.format == "auto" and terminal):
-        handler.setFormatter(ConsoleFormatter(redactor, colour=terminal))
+        handler.setFormatter(ConsoleFormatter(redactor, colour=terminal, worker=worker))
     else:
-        handler.setFormatter(JsonFormatter(redactor))
+        handler.setFormatter(JsonFormatter(redactor, worker=worker))
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, _Handler)]:
         root.removeHandler(old)

@@ -48,9 +48,15 @@ class EdgeRules:
 
 
 class Closable(Protocol):
-    """An open connection that the edge ends when the gateway shuts down."""
+    """An open connection of readers."""
 
-    async def shut(self) -> None: ...
+    async def leave(self) -> None:
+        """Send the client away to reconnect, losing nothing; another worker serves it from its cursors."""
+        ...
+
+    async def shut(self) -> None:
+        """End the connection when the gateway shuts down."""
+        ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,6 +71,7 @@ class Edge:
     metrics: Metrics
     rules: EdgeRules
     open: set[Closable] = field(default_factory=set)
+    draining: bool = False  # answers close their connections, so that clients move on
 
 
 EDGE: Final = web.AppKey("edge", Edge)

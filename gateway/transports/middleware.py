@@ -143,6 +143,9 @@ async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> Non
     headers = response.headers
     if not isinstance(request, web.Request):
         return
+    if request.app[EDGE].draining and response.status != 101:
+        headers[hdrs.CONNECTION] = "close"
+        response.force_close()
     headers.add(hdrs.VARY, hdrs.ORIGIN)
     origin = origin_of(request)
     if origin is None:

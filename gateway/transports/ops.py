@@ -6,18 +6,22 @@ from typing import Final, Protocol
 
 from aiohttp import hdrs, web
 
-from gateway.telemetry.metrics import Metrics
 from gateway.transports.edge import json_answer
 
-METRICS: Final = web.AppKey("metrics", Metrics)
+
+class Exposition(Protocol):
+    """Tells the metrics in the format that a scraper accepts, with the content type."""
+
+    async def exposition(self, accept: str, /) -> tuple[bytes, str]: ...
 
 
 class Readiness(Protocol):
-    """Tells every check by name: ``ok``, or why new work should go elsewhere."""
+    """Tells whether new work may come here, and every check by name: ``ok``, or what is the matter."""
 
-    async def readiness(self) -> dict[str, str]: ...
+    async def readiness(self) -> tuple[bool, dict[str, str]]: ...
 
 
+METRICS: Final[web.AppKey[Exposition]] = web.AppKey("metrics", Exposition)
 READINESS: Final[web.AppKey[Readiness]] = web.AppKey("readiness", Readiness)
 
 routes = web.RouteTableDef()
@@ -38,6 +42,5 @@ async def livez(_: web.Request) -> web.Response:
 @routes.get("/readyz")
 async def readyz(request: web.Request) -> web.Response:
     """Whether new work may come here: 503 while draining or while the store does not answer. Never calls the vendor."""
-    checks = await request.app[READINESS].readiness()
-    ready = all(state == "ok" for state in checks.values())
+    ready, checks = await request.app[READINESS].readiness()
     return json_answer({"status": "ok" if ready else "unready", "checks": checks}, status=200 if ready else 503)

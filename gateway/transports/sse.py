@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Sequence
 from typing import Final
 
@@ -54,6 +55,7 @@ class SseStream:
         self._loop = asyncio.get_running_loop()
         self._written_at_s = self._loop.time()
         self._keepalive: asyncio.TimerHandle | None = None
+        self._subscription: Subscription | None = None
         self.response = web.StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
@@ -75,6 +77,7 @@ class SseStream:
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         metrics = self._edge.metrics
         metrics.stream_opened("sse")
+        self._subscription = subscription
         self._edge.open.add(self)
         self._put(encode_retry(self._edge.rules.retry_ms) + encode_comment("open"))
         self._keepalive = self._loop.call_later(self._edge.rules.keepalive_s, self._keep_alive)
@@ -93,6 +96,11 @@ class SseStream:
             metrics.stream_closed("sse")
             if subscription.resumed:
                 metrics.resumed("sse", subscription.replayed)
+        if subscription.left:
+            # A moment of the client's own, so that those who leave together do not come back together.
+            retry_ms = self._edge.rules.retry_ms
+            self._put(encode_retry(random.randint(retry_ms // 4, retry_ms)))  # noqa: S311 - spreads load
+            self._request.protocol.close()  # after the answer: it would be asked for the next one too
         await self.response.write_eof()
         return self.response
 
@@ -131,6 +139,11 @@ class SseStream:
         self._transport.abort()
 
     # --- beside the events ---------------------------------------------------------------------------------------
+
+    async def leave(self) -> None:
+        """End the stream between two events, with the time after which to come back for the rest."""
+        if self._subscription is not None:
+            self._subscription.leave()
 
     async def shut(self) -> None:
         """End the connection at shutdown, after the turns have been settled."""

@@ -328,6 +328,9 @@ class Socket:
         except ConnectionError:
             pass
 
+    async def leave(self) -> None:
+        await self.shut()
+
     async def shut(self) -> None:
         """Ask the client to reconnect: this gateway is going away (1012)."""
         await self._ws.close(code=WSCloseCode.SERVICE_RESTART, message=b"draining")
