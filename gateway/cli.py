@@ -242,8 +242,11 @@ def _overrides(
 
 def _load(config: Path | None, environ: Mapping[str, str], overrides: dict[str, object]) -> Settings:
     from gateway.settings import SettingsError, load
+    from gateway.store.embedded import is_gone
     from gateway.telemetry.logging import configure
 
+    if is_gone(environ.get("GATEWAY_REDIS_URL", "")):  # a shell that has sourced an env file may start anew
+        environ = {name: value for name, value in environ.items() if name != "GATEWAY_REDIS_URL"}
     try:
         settings = load(config, environ, overrides)
         configure(settings.logging, secrets=[settings.upstream.key()])

