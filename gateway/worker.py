@@ -133,7 +133,7 @@ async def _serve(launch: Launch, control: Control, post: _Post) -> None:
 async def _listener(post: _Post) -> socket.socket | None:
     """Wait for the slot's socket; None when the worker is told to end before it gets one."""
     stopped = asyncio.ensure_future(post.stop.asked.wait())
-    waited: set[asyncio.Future[object]] = {stopped, post.listener}  # type: ignore[arg-type]
+    waited: set[asyncio.Future[object]] = {stopped, post.listener}  # type: ignore[arg-type]  # results of two types
     await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     return post.listener.result() if post.listener.done() else None

@@ -98,10 +98,6 @@ class ConversationStore(Protocol):
         """Take a conversation that is gone off its owner's list."""
         ...
 
-    async def forget(self, tenant: TenantId, conversation_id: ConversationId) -> None:
-        """Drop the record, so that the next reader brings the vendor's copy."""
-        ...
-
     async def put_feedback(
         self, tenant: TenantId, conversation_id: ConversationId, message_id: str, feedback: Feedback
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -244,8 +244,6 @@ def _join(path: str, name: str) -> str:
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
-
-Role = Literal["user", "assistant", "system", "tool"]
 
 
 def conversation_body(conversation: Conversation) -> dict[str, Any]:

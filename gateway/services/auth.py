@@ -35,6 +35,7 @@ from gateway.core.identity import (
     parse_key,
 )
 from gateway.options import SettingsError, normal_origin
+from gateway.services.clock import timestamp
 from gateway.telemetry.logging import event as log_event
 
 logger = logging.getLogger(__name__)
@@ -311,7 +312,7 @@ class Auth:
                 kind=kind,
                 label=label,
                 digest=self._digest(secret),
-                created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                created_at=timestamp(),
             )
         )
         return f"{KEY_PREFIX[kind]}{tenant}.{key_id}.{secret}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import Persona, Principal
 from gateway.core.turn import Upstream
 from gateway.services.admission import Admission
+from gateway.services.clock import timestamp
 
 METADATA_MAX_ENTRIES = 32
 EXTRAS_MAX_BYTES = 16_384  # of metadata, and of replacements: both are kept in the store for a week
@@ -71,7 +71,7 @@ class Conversations:
             metadata=metadata,
             external_user_id=principal.external_user_id,
         )
-        created_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        created_at = timestamp()
         conversation = _owned_by(principal, persona.alias, entry, created_at)
         await self._store.put(principal.tenant.id, conversation)
         return conversation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from datetime import UTC, datetime
 from typing import Final
 
 from gateway.core.conversation import (
@@ -19,6 +18,7 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import Principal
 from gateway.core.turn import Upstream
 from gateway.services.admission import Admission
+from gateway.services.clock import timestamp
 from gateway.services.conversations import Conversations
 from gateway.telemetry.metrics import Metrics
 
@@ -73,7 +73,7 @@ class FeedbackService:
             comments=comments,
             tags=tags,
             confidence=confidence,
-            created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            created_at=timestamp(),
         )
         # In a task of its own: a client that leaves must not leave a score that only the vendor knows.
         await asyncio.shield(

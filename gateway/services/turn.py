@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -38,6 +37,7 @@ from gateway.core.events import (
 )
 from gateway.core.identity import Tenant
 from gateway.core.turn import AnswerItem, Chat, StopReason, TurnId, TurnState, Upstream, Usage, estimate_usage
+from gateway.services.clock import timestamp
 from gateway.services.journal import Journal
 from gateway.services.live_log import LiveLog
 from gateway.services.presence import Presence
@@ -289,7 +289,7 @@ class Turn:
             message_id=ending.message_id,
             run_id=ending.run_id,
             turn_id=self.turn_id,
-            created_at=_now(),
+            created_at=timestamp(),
             prompt_tokens=ending.usage.prompt_tokens,
             completion_tokens=ending.usage.completion_tokens,
             total_tokens=ending.usage.total_tokens,
@@ -330,7 +330,3 @@ class Turn:
             usage_source=usage.source,
             duration_s=round(seconds, 3),
         )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

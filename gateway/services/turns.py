@@ -11,7 +11,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from gateway.core.conversation import Conversation, ConversationId, Message
@@ -20,6 +19,7 @@ from gateway.core.events import EventLog
 from gateway.core.identity import Principal
 from gateway.core.turn import StopReason, TurnId, TurnState, Upstream
 from gateway.services.admission import Admission
+from gateway.services.clock import timestamp
 from gateway.services.conversations import Conversations
 from gateway.services.journal import Journal
 from gateway.services.recovery import Recovery
@@ -194,7 +194,7 @@ class Turns:
     ) -> Started:
         tenant = principal.tenant
         body_hash = _hash(message)
-        started_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        started_at = timestamp()
         for _ in range(3):  # again after a lost worker's turn has got its ending, and after the record is read back
             turn_id = TurnId(str(uuid.uuid4()))
             claim = await self._log.claim(

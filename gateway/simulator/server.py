@@ -89,7 +89,7 @@ class Simulator:
             if directory is None:
                 self._temporary = tempfile.TemporaryDirectory(prefix="simulator-")
                 directory = Path(self._temporary.name)
-            hosts = () if settings.host in {"", "0.0.0.0", "::"} else (settings.host,)  # noqa: S104
+            hosts = () if settings.host in {"", "0.0.0.0", "::"} else (settings.host,)  # noqa: S104 - compared, not bound
             self.ca_file = ensure_certificates(directory, hosts)
             without_h2 = self._plan.connection_fault(FaultName.NO_ALPN)
             context = server_context(directory, alpn=("http/1.1",) if without_h2 else ("h2",))
@@ -104,7 +104,7 @@ class Simulator:
             backlog=1024,
         )
         port = self._server.sockets[0].getsockname()[1]
-        host = "127.0.0.1" if settings.host in {"", "0.0.0.0"} else settings.host  # noqa: S104
+        host = "127.0.0.1" if settings.host in {"", "0.0.0.0"} else settings.host  # noqa: S104 - compared, not bound
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.url = f"{'h2c' if settings.h2c else 'https'}://{place}"
         api.base_url = f"{'http' if settings.h2c else 'https'}://{place}"

@@ -86,9 +86,6 @@ class RedisConversations:
     async def unlist(self, tenant: TenantId, owner: UserHash, conversation_id: ConversationId) -> None:
         await self._redis.call("ZREM", Keys(tenant).conversations(owner), conversation_id)
 
-    async def forget(self, tenant: TenantId, conversation_id: ConversationId) -> None:
-        await self._redis.call("DEL", Keys(tenant).conversation(conversation_id))
-
     async def put_feedback(
         self, tenant: TenantId, conversation_id: ConversationId, message_id: str, feedback: Feedback
     ) -> None:

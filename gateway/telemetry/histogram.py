@@ -36,7 +36,7 @@ class HistogramFamily:
         self._head = f"# HELP {name} {_escaped(text)}\n# TYPE {name} histogram\n"
         self._labels = labels
         self._bounds = bounds
-        self._le = [*(floatToGoString(bound) for bound in bounds), "+Inf"]  # type: ignore[no-untyped-call]
+        self._le = [*(floatToGoString(bound) for bound in bounds), "+Inf"]  # type: ignore[no-untyped-call]  # the library's
         self._children: dict[tuple[str, ...], tuple[Histogram, list[str]]] = {}
 
     def of(self, *values: str) -> Histogram:

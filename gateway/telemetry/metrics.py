@@ -108,7 +108,7 @@ class Metrics:
     """
 
     def __init__(self, tenants: Mapping[str, Collection[str]], routes: Iterable[str] = ()) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
         self._families = make = Families()
         self._tenants = frozenset(tenants)
         self._known = frozenset((tenant, alias) for tenant, aliases in tenants.items() for alias in aliases)

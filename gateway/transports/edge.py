@@ -128,27 +128,23 @@ async def read_body(request: web.Request, body_type: type[T]) -> T:
 
 
 def conversation_id_of(request: web.Request) -> ConversationId:
-    return ConversationId(_uuid(request.match_info["conversation_id"], "conversation_id"))
+    return ConversationId(checked_uuid(request.match_info["conversation_id"], "conversation_id"))
 
 
 def turn_id_of(request: web.Request) -> TurnId:
-    return TurnId(_uuid(request.match_info["turn_id"], "turn_id"))
+    return TurnId(checked_uuid(request.match_info["turn_id"], "turn_id"))
 
 
 def message_id_of(request: web.Request) -> str:
-    return _uuid(request.match_info["message_id"], "message_id")
+    return checked_uuid(request.match_info["message_id"], "message_id")
 
 
-def _uuid(value: str, name: str) -> str:
+def checked_uuid(value: str, name: str) -> str:
+    """Check an id from a path or a frame, and return it in lower case; raises GatewayError(invalid_id)."""
     value = value.lower()
     if UUID.fullmatch(value) is None:
         raise GatewayError(Code.INVALID_ID, field=name)
     return value
-
-
-def checked_uuid(value: str, name: str) -> str:
-    """Check an id that came in a frame; raises GatewayError(invalid_id)."""
-    return _uuid(value, name)
 
 
 def cursor_of(request: web.Request) -> EventId | None:

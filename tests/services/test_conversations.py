@@ -195,7 +195,7 @@ async def test_list_gives_the_users_own_latest_first(stage: Stage) -> None:
 async def test_list_leaves_out_what_the_vendor_has_deleted(stage: Stage) -> None:
     """A conversation that is gone at the vendor's does not spoil the page."""
     mine = [await create(stage) for _ in range(3)]
-    await stage.cache.forget(stage.tenant.id, mine[1])
+    await stage.store.call("DEL", Keys(stage.tenant.id).conversation(mine[1]))
     del stage.vendor.conversations[mine[1]]
     page, _ = await stage.conversations.list(stage.user(), None, 10)
     assert sorted(found.id for found in page) == sorted([mine[0], mine[2]])

@@ -63,13 +63,15 @@ async def test_get_gives_back_what_was_put(conversations: RedisConversations, te
     assert (head.owner, head.metadata, head.messages_unavailable) == (OWNER, record.metadata, True)
 
 
-async def test_get_of_another_tenant_or_forgotten_is_none(conversations: RedisConversations, tenant: TenantId) -> None:
-    """A record is found under its own tenant alone, and not after it was forgotten."""
+async def test_get_of_another_tenant_or_out_of_the_cache_is_none(
+    store: Redis, conversations: RedisConversations, tenant: TenantId
+) -> None:
+    """A record is found under its own tenant alone, and not after it has left the cache."""
     record = conversation()
     await conversations.put(tenant, record)
     assert await conversations.get(TenantId("t-stranger"), record.id) is None
     assert await conversations.head(TenantId("t-stranger"), record.id) is None
-    await conversations.forget(tenant, record.id)
+    await store.call("DEL", Keys(tenant).conversation(record.id))
     assert await conversations.get(tenant, record.id) is None
 
 

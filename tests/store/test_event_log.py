@@ -367,7 +367,7 @@ async def test_finish_leaves_the_next_turn_active(bench: Bench) -> None:
 async def test_finish_of_a_turn_whose_record_was_read_anew_frees_no_other(bench: Bench) -> None:
     """A lost worker's ending, written while the next turn runs on a fresh record, leaves that turn's mark alone."""
     lost = await bench.turn()
-    await bench.conversations.forget(bench.tenant, bench.conversation)
+    await bench.store.call("DEL", bench.keys.conversation(bench.conversation))
     await bench.cache()
     following = await bench.turn()
     await bench.finish(lost, Entry(2, COMPLETED))
@@ -380,7 +380,7 @@ async def test_finish_of_a_turn_whose_record_was_read_anew_frees_no_other(bench:
 async def test_finish_extends_the_transcript_only_where_one_is_cached(bench: Bench) -> None:
     """A transcript that left the cache is not rebuilt from its last answer: the vendor's copy is whole."""
     turn = await bench.turn()
-    await bench.conversations.forget(bench.tenant, bench.conversation)
+    await bench.store.call("DEL", bench.keys.conversation(bench.conversation))
     await bench.finish(turn, Entry(2, COMPLETED), messages=[Message("assistant", "Hello")])
     assert await bench.store.call("EXISTS", bench.keys.conversation(bench.conversation)) == 0
     record = await bench.log.record(bench.tenant, turn)
@@ -403,7 +403,7 @@ async def test_finish_keeps_the_transcript_in_order(bench: Bench) -> None:
 async def test_finish_on_a_record_read_back_in_mid_turn_drops_it(bench: Bench) -> None:
     """The vendor's copy may hold the answer already: it is read anew rather than told twice."""
     turn = await bench.turn()
-    await bench.conversations.forget(bench.tenant, bench.conversation)
+    await bench.store.call("DEL", bench.keys.conversation(bench.conversation))
     await bench.cache()
     await bench.finish(turn, Entry(2, COMPLETED), messages=[Message("assistant", "Hello")])
     assert await bench.conversations.get(bench.tenant, bench.conversation) is None
