@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from gateway.core.identity import ALIAS, TENANT_ID
+from gateway.store_url import StoreUrl
 
 MASK = "********"
 
@@ -143,21 +144,27 @@ class ServerSettings(Section, frozen=True, kw_only=True):
 class RedisSettings(Section, frozen=True, kw_only=True):
     """Where conversations are kept. Without a URL the gateway starts a Valkey of its own."""
 
-    url: Annotated[Secret | None, doc("`redis://`, `rediss://` or `unix://`; unset: the embedded Valkey")] = None
-    timeout_s: Annotated[Seconds, doc("Longest time for one call, connecting included")] = 1.0
-    connections: Annotated[Count, doc("Connections a worker keeps for commands")] = 16
+    url: Annotated[
+        Secret | None,
+        doc(
+            "`redis://`, `unix://`, `redis+sentinel://host:port[,host:port…]/<service>[/<db>]` or"
+            " `redis+cluster://host:port[,host:port…]`; `rediss` for TLS; unset: the embedded Valkey"
+        ),
+    ] = None
+    timeout_s: Annotated[Seconds, doc("Longest time for one call, queueing and connecting included")] = 1.0
+    connections: Annotated[Count, doc("Connections a worker keeps for commands, to each master of a Cluster")] = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.url is not None and not re.match(r"(rediss?|unix)://.", self.url.reveal()):
-            raise SettingsError("url", "must begin with redis://, rediss:// or unix://")
+        if self.url is not None:
+            try:
+                StoreUrl.parse(self.url.reveal())
+            except ValueError as error:
+                raise SettingsError("url", str(error)) from None
 
     def address(self) -> str | None:
-        """Return the URL without user, password and query, fit for printing."""
-        if self.url is None:
-            return None
-        parts = urlsplit(self.url.reveal())
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        """Return the URL without user, passwords and query, fit for printing."""
+        return None if self.url is None else StoreUrl.parse(self.url.reveal()).address
 
 
 class UpstreamSettings(Section, frozen=True, kw_only=True):

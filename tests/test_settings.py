@@ -214,6 +214,9 @@ def test_load_foreign_variables_are_ignored() -> None:
         ("[sessions]\nttl_s = 10\n", "sessions.ttl_s", "ttl_min_s"),
         ("[redis]\nurl = 'localhost:6379'\n", "redis.url", "redis://"),
         ("[redis]\nurl = ''\n", "redis.url", "empty"),
+        ("[redis]\nurl = 'redis+sentinel://cache:26379'\n", "redis.url", "service"),
+        ("[redis]\nurl = 'redis+cluster://cache/1'\n", "redis.url", "database"),
+        ("[redis]\nurl = 'redis://cache?socket_timeout=5'\n", "redis.url", "socket_timeout"),
         ("[upstream]\nbase_url = 'http://x'\n", "upstream.base_url", "https:// or h2c://"),
         ("[upstream]\nbase_url = 'https://u:p@x'\n", "upstream.base_url", "user"),
         ("[upstream]\nbase_url = 'https://x:99999'\n", "upstream.base_url", "URL"),
@@ -326,6 +329,24 @@ def test_secret_is_masked_everywhere(tmp_path: Path) -> None:
         assert "very-secret" not in shown
     assert settings.effective()["redis"]["url"] == "rediss://cache:6379/2"
     assert settings.effective()["upstream"]["api_key"] == "********"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (
+            "redis+sentinel://me:very-secret@a:1,b/chat/2?sentinel_password=very-secret",
+            "redis+sentinel://a:1,b:26379/chat/2",
+        ),
+        ("rediss+cluster://:very-secret@a:1,b", "rediss+cluster://a:1,b:6379"),
+        ("unix:///run/s.sock?password=very-secret", "unix:///run/s.sock"),
+    ],
+)
+def test_redis_address_is_fit_for_printing(url: str, shown: str) -> None:
+    """Every form of the store's URL is printed without what it keeps secret."""
+    settings = load(None, {**HOME, "GATEWAY_REDIS_URL": url})
+    assert settings.redis.address() == shown
+    assert "very-secret" not in f"{settings!r} {settings.effective()}"
 
 
 def test_secret_in_refused_value_is_not_repeated() -> None:
