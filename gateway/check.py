@@ -8,7 +8,8 @@ from gateway.core.errors import GatewayError
 from gateway.secret_files import load
 from gateway.settings import Settings, SettingsError
 from gateway.store.embedded import find_servers
-from gateway.store.redis import Redis, store_fault, store_name
+from gateway.store.facts import store_fault, store_name
+from gateway.store.redis import Redis
 from gateway.upstream.client import HyperleapClient
 from gateway.upstream.errors import ConnectFailed
 

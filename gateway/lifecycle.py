@@ -24,7 +24,7 @@ from gateway.options import normal_origin
 from gateway.secret_files import load as load_secrets
 from gateway.settings import Settings, SettingsError
 from gateway.store.embedded import EmbeddedError, EmbeddedValkey
-from gateway.store.redis import store_fault
+from gateway.store.facts import store_fault
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import watch_loop
 from gateway.transports.edge import Closable

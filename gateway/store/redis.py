@@ -1,7 +1,8 @@
 """The Redis client: one factory, key names, scripts, and a batcher that joins the commands of one loop tick.
 
-Works against Redis >= 7.0 and Valkey >= 7.2. redis-py's defaults are not safe here and are set anew: no blind
-retries (they store an append twice), one short timeout, a bounded pool that waits instead of raising.
+Works against Redis >= 7.0 and Valkey >= 7.2. Of redis-py it uses the connections, the parser and the PubSub. Its
+pools, pipelines and cluster client are not used: by default they repeat what may have been done already, let every
+stage of a call wait by itself, and fail a whole batch for one node of a Cluster.
 """
 
 from __future__ import annotations
@@ -10,24 +11,30 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from importlib import resources
 from typing import Any, Final
 
-import redis.asyncio as redis_asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from hiredis import pack_command
+from redis.exceptions import AskError, MovedError, NoScriptError
 
-from gateway.core.errors import Code, GatewayError
+from gateway.core.errors import Code
 from gateway.core.identity import TenantId
+from gateway.store.cluster import Cluster, key_of
+from gateway.store.connections import AWAY
+from gateway.store.node import Node, away, away_wholly
+from gateway.store.subscriber import Subscriber
+from gateway.store.topology import Alone
+from gateway.store.waiting import Call, refuse
+from gateway.store_url import StoreUrl
 from gateway.telemetry.logging import throttled
 
 Argument = str | bytes | int | float
 CallObserver = Callable[[float, int, bool], None]  # seconds, commands, failed
 logger = logging.getLogger(__name__)
 
-VERSION_FLOORS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
+PING: Final = pack_command(("PING",))
+HOPS_MAX: Final = 5  # redirections that a command of a Cluster follows
 
 
 class Keys:
@@ -79,44 +86,47 @@ class Script:
 
 
 class Redis:
-    """One Redis, spoken to in batches. ``call`` and ``run`` raise GatewayError(store_unavailable) when it is away."""
+    """One Redis, one behind Sentinels, or a Cluster, spoken to in batches.
+
+    ``call`` and ``run`` raise GatewayError(store_unavailable) when it is away or refuses. None takes longer than
+    about ``timeout_s``: queueing for one of the ``connections``, connecting and the answer together; while a server
+    is known to be away they fail at once. Nothing is ever sent twice, unless a server said that it did not process it.
+    """
 
     def __init__(self, url: str, *, timeout_s: float, connections: int, observer: CallObserver | None = None) -> None:
-        self._pool = redis_asyncio.BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=3,
-            legacy_responses=False,
-        )
-        self._client = redis_asyncio.Redis(connection_pool=self._pool)
+        """``observer`` is told of every batch. Opens no connection; raises ValueError for a URL that cannot be read."""
+        where = StoreUrl.parse(url)
+        kind = Cluster if where.topology == "cluster" else Alone
+        self._servers: Alone | Cluster = kind(where, timeout_s=timeout_s, connections=connections)
+        self._routed = kind is Cluster
+        self._timeout_s = timeout_s
         self._observer = observer
-        self._queue: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
+        self._queue: list[Call] = []
         self._flushes: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failed_at_s: float | None = None
+        self._noted_at_s: float | None = None
 
     async def aclose(self) -> None:
         """Wait for the commands under way, then close the connections."""
         while self._flushes or self._queue:
             await asyncio.gather(*self._flushes, return_exceptions=True)
             await asyncio.sleep(0)
-        await self._client.aclose()
-        await self._pool.disconnect()
+        await self._servers.aclose()
 
     async def call(self, *command: Argument) -> Any:
-        """Send one command; it shares a round trip with every other command issued in this loop tick."""
-        # Encoded here, so that an argument that no UTF-8 can carry is its sender's error and not the whole batch's.
-        name, *arguments = command
-        command = (name, *(part.encode() if isinstance(part, str) else part for part in arguments))
+        """Send one command; it shares a round trip with every other command issued in this loop tick.
+
+        In a Cluster the command's first argument must be its key, or a script's first key; a batch is split by node.
+        """
+        # Packed here, so that an argument that no UTF-8 can carry is its sender's error and not the whole batch's.
+        packed: bytes = pack_command(command)  # type: ignore[arg-type]  # hiredis names a tuple of one
+        key = key_of(command) if self._routed else None
         loop = self._loop or self._keep_loop()
         future: asyncio.Future[Any] = loop.create_future()
         if not self._queue:
             loop.call_soon(self._flush)
-        self._queue.append((command, future))
+        self._queue.append(Call(command[0], key, packed, future))
         return await future
 
     async def run(self, script: Script, keys: Iterable[str], arguments: Iterable[Argument]) -> Any:
@@ -128,14 +138,42 @@ class Redis:
         except NoScriptError:
             return await self.call("EVAL", script.source, *tail)
 
+    def pubsub(self) -> Subscriber:
+        """Return a redis-py PubSub on a connection of its own, to the master or to any live node of a Cluster.
+
+        It waits for messages as long as it is told to, and raises when its connection is lost: see there for what
+        the caller must do then.
+        """
+        return Subscriber(self._servers.connect, timeout_s=self._timeout_s)
+
     async def server_facts(self) -> dict[str, str]:
-        """Return what ``INFO`` tells of the server (``server_name``, ``redis_version``, ``maxmemory_policy`` …)."""
+        """Return what ``INFO`` tells of the server, the master, or one node of a Cluster (``redis_version`` …)."""
         reply: dict[Any, Any] = await self.call("INFO")  # redis-py has made a map of it
         return {str(name): str(value) for name, value in reply.items()}
 
-    def healthy_s(self) -> float:
-        """Return how long no call has failed; infinite when none ever did."""
-        return float("inf") if self._failed_at_s is None else time.monotonic() - self._failed_at_s
+    def healthy_s(self, key: str | None = None) -> float:
+        """Return how long no call has failed, in seconds; infinite when none ever did, 0 while a breaker is open.
+
+        With a ``key`` only failures of its node count, and those that ``note_failure`` told. Both differ in a Cluster
+        alone, where other tenants' nodes go on. A server that is away is asked again by this, where nobody else does.
+        """
+        node = self._servers.node_of(key.encode()) if key is not None else None
+        failing = [other for other in ((node,) if node else self._servers.nodes()) if other.breaker.is_open]
+        for other in failing:
+            if other.breaker.is_due and self._loop is not None:
+                probe = Call("PING", None, PING, self._loop.create_future())
+                probe.future.add_done_callback(asyncio.Future.exception)  # a refusal of the probe is no news
+                self._spawn(self._send(other, [probe], self._loop.time() + self._timeout_s))
+        if failing:
+            return 0.0
+        failed_at_s = self._noted_at_s if node else self._failed_at_s
+        if node is not None and node.failed_at_s is not None:
+            failed_at_s = max(node.failed_at_s, failed_at_s or 0.0)
+        return float("inf") if failed_at_s is None else time.monotonic() - failed_at_s
+
+    def note_failure(self) -> None:
+        """Count it as a failure for ``healthy_s`` that another connection, such as a subscriber's, was lost."""
+        self._failed_at_s = self._noted_at_s = time.monotonic()
 
     def _keep_loop(self) -> asyncio.AbstractEventLoop:
         """Asking for the running loop is a system call on Python 3.11, and a client lives on one loop."""
@@ -144,47 +182,79 @@ class Redis:
 
     def _flush(self) -> None:
         batch, self._queue = self._queue, []
-        task = (self._loop or self._keep_loop()).create_task(self._send(batch))
+        loop = self._loop or self._keep_loop()
+        deadline_s = loop.time() + self._timeout_s
+        for node, calls in self._servers.split(batch):
+            self._spawn(self._send(node, calls, deadline_s))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = (self._loop or self._keep_loop()).create_task(work)
         self._flushes.add(task)
         task.add_done_callback(self._flushes.discard)
 
-    async def _send(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
+    async def _send(
+        self, node: Node, calls: list[Call], deadline_s: float, *, asking: bool = False, hops: int = 0
+    ) -> None:
+        """Send calls to a node and give every caller what became of his; never raises."""
+        trial = node.breaker.is_open
+        if not node.breaker.admit():
+            node.lost()
+            refuse(calls, Code.STORE_UNAVAILABLE, node.failure)
+            return
         started_s = time.perf_counter()
-        failure: Exception | None = None
-        code = Code.STORE_UNAVAILABLE
-        replies: list[Any] = [None] * len(batch)
+        failure: BaseException | None = None
+        replies: Sequence[Any] = ()
         try:
-            pipeline = self._client.pipeline(transaction=False)
-            for command, _ in batch:
-                pipeline.execute_command(*command)
-            replies = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError, TimeoutError) as error:
+            async with asyncio.timeout_at(deadline_s):
+                replies = await node.exchange([(call.name, call.packed) for call in calls], asking=asking)
+        except AWAY as error:
             failure = error
+            refuse(calls, Code.STORE_UNAVAILABLE, error)
         except Exception as error:  # a fault of ours or of redis-py: whoever waits must hear of it all the same
-            failure, code = error, Code.INTERNAL
-        if failure is not None:
-            self._failed_at_s = time.monotonic()
-            throttled(logger, "store.failed", error=failure)
-        for (_, future), reply in zip(batch, replies, strict=True):
-            if future.done():
-                continue
-            if failure is not None:
-                future.set_exception(_refusal(code, failure))
-            elif isinstance(reply, NoScriptError):
-                future.set_exception(reply)
-            elif isinstance(reply, ResponseError):
-                future.set_exception(_refusal(Code.STORE_UNAVAILABLE, reply))
+            failure = error
+            refuse(calls, Code.INTERNAL, error)
+        elsewhere: dict[tuple[Node, bool], list[Call]] = {}
+        troubles: list[Exception] = []
+        for call, reply in zip(calls, replies, strict=False):  # without replies all have been refused
+            target: Node | None = None
+            if isinstance(reply, AskError) and hops < HOPS_MAX:  # it was not processed, and another node would do it
+                target = self._servers.redirected(node, reply)
+            if target is not None:
+                elsewhere.setdefault((target, not isinstance(reply, MovedError)), []).append(call)
+            elif not isinstance(reply, Exception) or isinstance(reply, NoScriptError):
+                call.answer(reply)
             else:
-                future.set_result(reply)
+                refuse([call], Code.STORE_UNAVAILABLE, reply)
+                if away(reply):
+                    troubles.append(reply)
+        await self._judge(node, failure, troubles, trial=trial)
         if self._observer is not None:
-            self._observer(time.perf_counter() - started_s, len(batch), failure is not None)
+            self._observer(time.perf_counter() - started_s, len(calls), failure is not None or bool(troubles))
+        if elsewhere:  # within the same time
+            await asyncio.gather(
+                *(
+                    self._send(target, moved, deadline_s, asking=ask_first, hops=hops + 1)
+                    for (target, ask_first), moved in elsewhere.items()
+                )
+            )
 
-
-def _refusal(code: Code, cause: Exception) -> GatewayError:
-    """One caller's error. redis-py's own words may hold the URL's password; the client hears only the code's."""
-    refusal = GatewayError(code)
-    refusal.__cause__ = cause
-    return refusal
+    async def _judge(
+        self, node: Node, failure: BaseException | None, troubles: list[Exception], *, trial: bool
+    ) -> None:
+        """Draw the conclusions for the node from how a batch went."""
+        error = failure or next((reply for reply in troubles if away_wholly(reply)), None)
+        if error is not None:
+            await node.fail(error, trial=trial)
+        else:
+            if node.breaker.is_open:
+                throttled(logger, "store.recovered", level=logging.INFO, store=node.name)
+            node.breaker.succeed()
+            if troubles:
+                error = troubles[0]
+                node.note_failure(error)
+        if error is not None:
+            self._failed_at_s = time.monotonic()
+            throttled(logger, "store.failed", error=error, store=node.name)
 
 
 def text(value: Any) -> str | None:
@@ -197,17 +267,3 @@ def text(value: Any) -> str | None:
 def fields(reply: Any) -> dict[str, bytes]:
     """Read an HGETALL reply, a map in RESP3."""
     return {text(k) or "": v for k, v in reply.items()} if reply else {}
-
-
-def store_name(facts: dict[str, str]) -> str:
-    """Name the server that ``INFO`` describes, with its version."""
-    valkey = facts.get("valkey_version")
-    return f"Valkey {valkey}" if valkey else f"Redis {facts.get('redis_version', '?')}"
-
-
-def store_fault(facts: dict[str, str]) -> str | None:
-    """Say why a server cannot be used (it is too old), or None."""
-    name, _, version = store_name(facts).partition(" ")
-    floor = VERSION_FLOORS[name]
-    known = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    return None if known >= floor else f"{name} {version} is too old; {floor[0]}.{floor[1]} is needed"

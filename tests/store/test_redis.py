@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import random
 import signal
+import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio as redis_asyncio
+import trustme
+from redis.exceptions import RedisError
 
 from gateway.core.conversation import Conversation, ConversationId, Feedback, Message
 from gateway.core.errors import Code, GatewayError
@@ -22,13 +30,16 @@ from gateway.core.turn import StopReason, TurnId, Usage
 from gateway.store.conversations import RedisConversations
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.event_log import RedisEventLog
+from gateway.store.facts import store_fault
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Keys, Redis, Script
 from gateway.store.tenants import RedisKeys
 from tests.store.conftest import OpenRedis
+from tests.store.topologies import Setup, free_port, until
 
 SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[2] / "gateway" / "store" / "scripts").glob("*.lua"))
 TIMEOUT_S = 0.3
+MARGIN_S = 0.15  # for a machine that is busy with other things
 OwnServer = Callable[[], Awaitable[EmbeddedValkey]]
 
 
@@ -38,6 +49,35 @@ async def refused(work: Awaitable[object]) -> GatewayError:
         await work
     assert error.value.code is Code.STORE_UNAVAILABLE
     return error.value
+
+
+async def answered(store: Redis, *command: str) -> Any:
+    """Call until the store answers again; every refusal on the way must say that it is away."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await store.call(*command)
+            except GatewayError as error:
+                if error.code is not Code.STORE_UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.01)
+
+
+async def timed(work: Awaitable[object]) -> float:
+    """Return how many seconds it took to be refused."""
+    begun_s = time.monotonic()
+    await refused(work)
+    return time.monotonic() - begun_s
+
+
+@contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """Make a process hang for a while: it keeps its connections and says nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def pid_of(server: EmbeddedValkey) -> int:
@@ -188,6 +228,13 @@ async def test_server_facts_name_the_server(store: Redis) -> None:
     assert (await store.server_facts())["redis_version"]
 
 
+def test_store_fault_names_a_sentinel_given_as_a_server() -> None:
+    """Naming the Sentinel itself is a likely mistake; it is told apart from a server that is too old."""
+    assert "redis+sentinel://" in (store_fault({"redis_version": "7.0.15", "redis_mode": "sentinel"}) or "")
+    assert "too old" in (store_fault({"redis_version": "6.2.1", "redis_mode": "standalone"}) or "")
+    assert store_fault({"redis_version": "7.0.15", "redis_mode": "cluster"}) is None
+
+
 async def test_call_is_sent_once(any_store_url: str, open_redis: OpenRedis, tenant: TenantId) -> None:
     """The server sees each command of a busy client exactly once (its own MONITOR is the witness)."""
     store = open_redis()
@@ -216,31 +263,176 @@ async def test_call_to_a_killed_server_is_refused_in_time_and_works_when_it_is_b
     begun_s = time.monotonic()
     for _ in range(3):
         await refused(store.call("PING"))
-    assert time.monotonic() - begun_s < 3 * TIMEOUT_S
+    assert time.monotonic() - begun_s < TIMEOUT_S
+    assert store.healthy_s() == 0
     await server.aclose()
     await server.open()
-    async with asyncio.timeout(5):
-        assert await store.call("GET", "hg:{t}:n") is not None
+    assert await answered(store, "GET", "hg:{t}:n") is not None
+    assert 0 < store.healthy_s() < 5
     await store.aclose()
 
 
 async def test_call_to_a_silent_server_is_refused_within_the_timeout(own_server: OwnServer) -> None:
-    """A server that hangs costs one timeout, however many wait, and its late answers reach nobody."""
+    """Queueing for a connection, connecting and waiting take one timeout together, and late answers reach nobody."""
     server = await own_server()
     store = Redis(server.url, timeout_s=TIMEOUT_S, connections=2)
     await store.call("SET", "hg:{t}:n", 0)
-    os.kill(pid_of(server), signal.SIGSTOP)
-    try:
-        begun_s = time.monotonic()
-        await asyncio.gather(*(refused(store.call("INCR", "hg:{t}:n")) for _ in range(20)))
-        assert time.monotonic() - begun_s < 3 * TIMEOUT_S
-    finally:
-        os.kill(pid_of(server), signal.SIGCONT)
-    async with asyncio.timeout(5):
-        assert await store.call("ECHO", "fresh") == b"fresh"
-        # What went out before the silence may have been done once; nothing was sent again behind our back.
-        assert int(await store.call("GET", "hg:{t}:n")) in (0, 20)
+    with paused(pid_of(server)):
+        waiting = []
+        for _ in range(10):  # batches of ten ticks, of which only two get a connection
+            waiting += [asyncio.ensure_future(timed(store.call("INCR", "hg:{t}:n"))) for _ in range(4)]
+            await asyncio.sleep(0)
+        took_s = await asyncio.gather(*waiting)
+        assert max(took_s) < TIMEOUT_S + MARGIN_S
+        assert min(took_s) > TIMEOUT_S / 2
+        trial = asyncio.ensure_future(timed(store.call("PING")))
+        await asyncio.sleep(0)
+        at_once = await asyncio.gather(*(timed(store.call("PING")) for _ in range(50)))
+        assert max(at_once) < MARGIN_S
+        assert await trial < TIMEOUT_S + MARGIN_S
+        assert store.healthy_s() == 0
+    assert await answered(store, "ECHO", "fresh") == b"fresh"
+    # What went out before the silence may have been done once; nothing was sent again behind our back.
+    assert int(await store.call("GET", "hg:{t}:n")) in (0, 4, 8)
     await store.aclose()
+
+
+async def test_call_to_a_silent_address_is_refused_within_the_timeout() -> None:
+    """Connecting counts: a host that accepts and says nothing costs one timeout, not one for each stage."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        store = Redis(f"redis://127.0.0.1:{deaf.getsockname()[1]}", timeout_s=TIMEOUT_S, connections=1)
+        assert max(await asyncio.gather(*(timed(store.call("PING")) for _ in range(5)))) < TIMEOUT_S + MARGIN_S
+        await store.aclose()
+
+
+async def test_call_answers_reach_their_callers_alone_while_the_server_stalls(own_server: OwnServer) -> None:
+    """However often a server hangs in the middle of its replies, an answer is the one to the caller's own question."""
+    server = await own_server()
+    store = Redis(server.url, timeout_s=0.05, connections=2)
+    outcomes: Counter[str] = Counter()
+    chance = random.Random(7)
+
+    async def echo(number: int) -> None:
+        word = f"{number}:".encode() * chance.choice((1, 1, 1, 40_000))  # some replies take several reads
+        try:
+            assert await store.call("ECHO", word) == word
+            outcomes["answered"] += 1
+        except GatewayError as error:
+            if error.code is not Code.STORE_UNAVAILABLE:
+                raise
+            outcomes["refused"] += 1
+
+    async def stall() -> None:
+        for _ in range(12):
+            await asyncio.sleep(chance.uniform(0.0, 0.02))
+            with paused(pid_of(server)):
+                await asyncio.sleep(chance.uniform(0.03, 0.15))
+
+    stalling = asyncio.ensure_future(stall())
+    numbers = itertools.count()
+    while not stalling.done():
+        await asyncio.gather(*(echo(next(numbers)) for _ in range(8)))
+        await asyncio.sleep(0.001)
+    await stalling
+    assert await answered(store, "ECHO", "end") == b"end"
+    assert outcomes["answered"] > 10
+    assert outcomes["refused"] > 10
+    await store.aclose()
+
+
+async def test_call_after_one_cut_connection_goes_through(own_server: OwnServer) -> None:
+    """A single lost connection does not make everybody wait: the next call is the trial, and it succeeds."""
+    server = await own_server()
+    store = Redis(server.url, timeout_s=TIMEOUT_S, connections=1)
+    me = int(await store.call("CLIENT", "ID"))
+    await asyncio.gather(
+        store.call("CLIENT", "KILL", "ID", me, "SKIPME", "no"), store.call("PING"), return_exceptions=True
+    )
+    assert await store.call("ECHO", "next") == b"next"
+    await store.aclose()
+
+
+async def test_call_answered_with_an_error_is_no_outage(own_server: OwnServer) -> None:
+    """A server that refuses a command (out of memory, a script's error) is there: no breaker, no failure noted."""
+    server = await own_server()
+    store = Redis(server.url, timeout_s=TIMEOUT_S, connections=1)
+    await store.call("CONFIG", "SET", "maxmemory", "1")
+    await refused(store.call("SET", "hg:{t}:n", "x"))
+    await refused(store.call("EVAL", "return redis.error_reply('no')", 0))
+    assert store.healthy_s() == float("inf")
+    assert await store.call("ECHO", "here") == b"here"
+    await store.aclose()
+
+
+@pytest.mark.parametrize("command", [("SET", "hg:{t}:n", "x"), ("GET", "hg:{t}:n")], ids=["READONLY", "MASTERDOWN"])
+async def test_call_to_a_replica_without_its_master_is_an_outage(
+    own_server: OwnServer, command: tuple[str, ...]
+) -> None:
+    """A server that answers but cannot serve counts as away, until it can."""
+    server = await own_server()
+    store = Redis(server.url, timeout_s=TIMEOUT_S, connections=2)
+    async with redis_asyncio.Redis.from_url(server.url) as admin:
+        await admin.config_set("replica-serve-stale-data", "yes" if command[0] == "SET" else "no")
+        await admin.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
+        await refused(store.call(*command))
+        assert store.healthy_s() == 0
+        await admin.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
+    await answered(store, *command)
+    assert 0 < store.healthy_s() < 5
+    await store.aclose()
+
+
+async def test_healthy_s_asks_a_store_that_nobody_else_asks(own_server: OwnServer) -> None:
+    """Who only waits for the store to be well learns of it, though no call is made."""
+    server = await own_server()
+    store = Redis(server.url, timeout_s=TIMEOUT_S, connections=1)
+    with paused(pid_of(server)):
+        await refused(store.call("PING"))
+        assert store.healthy_s() == 0
+    async with asyncio.timeout(5):
+        while not store.healthy_s():
+            await asyncio.sleep(0.01)
+    await store.aclose()
+
+
+async def test_call_over_tls_trusts_the_given_ca_alone(tmp_path: Path) -> None:
+    """rediss:// encrypts, and a server whose certificate nobody vouches for is not spoken to."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    files = (tmp_path / "server.pem", tmp_path / "ca.pem")
+    setup, tls_port = Setup(tmp_path / "servers"), free_port()
+    try:
+        server = setup.start(
+            *("--bind", "127.0.0.1", "--save", "", "--tls-port", str(tls_port), "--tls-auth-clients", "no"),
+            *("--tls-cert-file", str(files[0]), "--tls-key-file", str(files[0]), "--tls-ca-cert-file", str(files[1])),
+        )
+
+        async def speaks() -> bool:
+            if server.process.poll() is not None:
+                pytest.skip("this server was built without TLS")
+            return bool(await server.ask("PING"))
+
+        await until(speaks, [server])
+        for query, reachable in ((f"?ssl_ca_certs={files[1]}", True), ("", False), ("?ssl_cert_reqs=none", True)):
+            store = Redis(f"rediss://127.0.0.1:{tls_port}{query}", timeout_s=2.0, connections=1)
+            if reachable:
+                assert await store.call("ECHO", "x") == b"x"
+            else:
+                await refused(store.call("ECHO", "x"))
+            await store.aclose()
+    finally:
+        setup.end()
+
+
+async def test_note_failure_counts_without_opening_the_breaker(store: Redis) -> None:
+    """Another connection's loss is a failure for those who ask how long all went well, and holds no call back."""
+    assert store.healthy_s() == store.healthy_s("hg:{t}:n") == float("inf")
+    store.note_failure()
+    assert store.healthy_s() < 1
+    assert store.healthy_s("hg:{t}:n") < 1
+    assert await asyncio.gather(*(store.call("ECHO", "x") for _ in range(3))) == [b"x"] * 3
+    assert store.healthy_s() > 0
 
 
 async def test_call_cut_in_the_middle_is_not_sent_again(own_server: OwnServer) -> None:
@@ -259,13 +451,23 @@ async def test_call_cut_in_the_middle_is_not_sent_again(own_server: OwnServer) -
     await store.aclose()
 
 
-async def test_refusal_does_not_hold_the_url() -> None:
-    """What a client may be told about a store that is away says nothing of where it is or of its password."""
-    store = Redis("redis://:pa55word@127.0.0.1:1/0", timeout_s=TIMEOUT_S, connections=1)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:pa55word@127.0.0.1:1/0",
+        "redis+cluster://:pa55word@127.0.0.1:1",
+        "redis+sentinel://:pa55word@127.0.0.1:1/chat?sentinel_password=pa55word",
+    ],
+)
+async def test_refusal_does_not_hold_the_url(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What a client may be told of a store that is away does not say where it is; not even the log has passwords."""
+    store = Redis(url, timeout_s=TIMEOUT_S, connections=1)
     error = await refused(store.call("PING"))
-    assert "pa55word" not in f"{error} {error!r} {error.detail}"
     assert "127.0.0.1" not in f"{error} {error!r} {error.detail}"
     await store.aclose()
+    told = [f"{error} {error!r} {error.detail} {error.__cause__!r} {store!r}", caplog.text]
+    told += [f"{record.__dict__}" for record in caplog.records]
+    assert "pa55word" not in " ".join(told)
 
 
 async def test_refusal_of_each_caller_is_its_own() -> None:
@@ -273,4 +475,57 @@ async def test_refusal_of_each_caller_is_its_own() -> None:
     store = Redis("redis://127.0.0.1:1/0", timeout_s=TIMEOUT_S, connections=1)
     errors = await asyncio.gather(*(refused(store.call("PING")) for _ in range(3)))
     assert len({id(error) for error in errors}) == 3
+    await store.aclose()
+
+
+# --- the subscriber -----------------------------------------------------------------------------------------------
+
+
+async def test_pubsub_gets_what_is_published_and_outlasts_the_timeout(store_url: str) -> None:
+    """A subscriber hears what is published, also after more silence than a call may take."""
+    store = Redis(store_url, timeout_s=0.1, connections=1)
+    async with store.pubsub() as pubsub:
+        await pubsub.subscribe("hg:{_sys}:x")
+        assert await pubsub.get_message(ignore_subscribe_messages=True, timeout=0.3) is None
+        assert await pubsub.get_message(ignore_subscribe_messages=True, timeout=0.3) is None
+        assert await store.call("PUBLISH", "hg:{_sys}:x", b"hello") == 1
+        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5)
+        assert message == {"type": "message", "pattern": None, "channel": b"hg:{_sys}:x", "data": b"hello"}
+    await store.aclose()
+
+
+async def test_pubsub_lost_raises_and_never_comes_back_by_itself(own_server: OwnServer) -> None:
+    """A subscriber whose connection was cut says so at every read; only a new one hears again."""
+    server = await own_server()
+    store = Redis(server.url, timeout_s=TIMEOUT_S, connections=1)
+    pubsub = store.pubsub()
+    await pubsub.subscribe("x")
+    assert await pubsub.get_message(timeout=5) is not None  # the confirmation
+    await store.call("CLIENT", "KILL", "TYPE", "PUBSUB")
+    for _ in range(3):
+        with pytest.raises((RedisError, OSError)):
+            await pubsub.get_message(ignore_subscribe_messages=True, timeout=5)
+    with pytest.raises((RedisError, OSError)):
+        await pubsub.subscribe("y")
+    assert await store.call("PUBLISH", "x", "nobody hears") == 0
+    await pubsub.aclose()
+    async with store.pubsub() as fresh:
+        await fresh.subscribe("x")
+        assert await fresh.get_message(timeout=5) is not None
+        assert await store.call("PUBLISH", "x", "again") == 1
+    await store.aclose()
+
+
+async def test_pubsub_to_a_silent_or_absent_server_is_refused_in_time(own_server: OwnServer) -> None:
+    """Subscribing connects within the timeout or raises; it takes no connection from the commands."""
+    server = await own_server()
+    store = Redis(server.url, timeout_s=TIMEOUT_S, connections=1)
+    begun_s = time.monotonic()
+    with paused(pid_of(server)):
+        pubsub = store.pubsub()
+        with pytest.raises((RedisError, OSError, TimeoutError)):
+            await pubsub.subscribe("x")
+        await pubsub.aclose()
+    assert time.monotonic() - begun_s < TIMEOUT_S + MARGIN_S
+    assert store.healthy_s() == float("inf")
     await store.aclose()
