@@ -12,6 +12,7 @@ from gateway.secret_files import SecretKeys
 from gateway.services.admission import Admission
 from gateway.services.auth import Auth, SessionRules, Signer
 from gateway.services.conversations import Conversations
+from gateway.services.creations import Creations
 from gateway.services.feedback import FeedbackService
 from gateway.services.journal import Journal
 from gateway.services.recovery import Recovery
@@ -19,6 +20,7 @@ from gateway.services.subscriptions import Subscriptions
 from gateway.services.turns import TurnRules, Turns
 from gateway.settings import Settings
 from gateway.store.conversations import RedisConversations
+from gateway.store.creations import RedisCreationKeys
 from gateway.store.event_log import RedisEventLog
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
@@ -40,6 +42,7 @@ class Gateway:
     upstream: HyperleapClient
     auth: Auth
     conversations: Conversations
+    creations: Creations
     turns: Turns
     metrics: Metrics
     edge: Edge
@@ -58,6 +61,7 @@ class Gateway:
         return all(state == "ok" for state in checks.values()), checks
 
     async def aclose(self) -> None:
+        await self.creations.aclose()
         await self.upstream.aclose()
         await self.redis.aclose()
 
@@ -91,7 +95,12 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         signer=Signer(secrets.signing_key, secrets.previous_signing_key),
         rules=_session_rules(settings),
     )
-    owned = Conversations(store, upstream, admission)
+    creations = Creations(
+        store,
+        RedisCreationKeys(redis, ttl_s=rules.idempotency_ttl_s),
+        call_timeout_s=settings.upstream.call_timeout_s,
+    )
+    owned = Conversations(store, upstream, admission, creations)
     recovery = Recovery(log, metrics, answer_max_chars=rules.answer_max_chars)
     running = Turns(
         upstream=upstream,
@@ -118,6 +127,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         upstream=upstream,
         auth=auth,
         conversations=owned,
+        creations=creations,
         turns=running,
         metrics=metrics,
         edge=edge,

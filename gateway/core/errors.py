@@ -46,6 +46,7 @@ class Code(StrEnum):
     HISTORY_LOST = "history_lost"
     TURN_ACTIVE = "turn_active"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
+    IDEMPOTENCY_PENDING = "idempotency_pending"
     RATE_LIMITED = "rate_limited"
     # WebSocket frames
     FRAME_BINARY = "frame_binary"
@@ -113,6 +114,7 @@ WIRE: dict[Code, Wire] = {
     Code.HISTORY_LOST: Wire(410, "The event log is gone"),
     Code.TURN_ACTIVE: Wire(409, "The conversation has an active turn", retryable=True),
     Code.IDEMPOTENCY_MISMATCH: Wire(422, "The idempotency key was used with another body"),
+    Code.IDEMPOTENCY_PENDING: Wire(409, "A request with this idempotency key is under way", retryable=True),
     Code.RATE_LIMITED: Wire(429, "Too many turns", retryable=True, ws_close=4429),
     Code.FRAME_BINARY: Wire(400, "Binary frames are not part of this protocol"),
     Code.FRAME_TOO_LARGE: Wire(413, "The frame is too large", ws_close=1009),

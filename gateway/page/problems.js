@@ -45,6 +45,7 @@ const WORDS = {
   subscriptions_exceeded: ["Too many conversations are open at once", "Close some tabs, or reload the page."],
   history_lost: ["This answer cannot be replayed", "It ended too long ago. What the gateway still knows of it is shown."],
   idempotency_mismatch: ["This message was sent before with other words", "Edit it and send it as a new message."],
+  idempotency_pending: ["This was sent before and is still under way", "Wait a moment, then try again: nothing is made twice."],
   // the gateway
   draining: ["The gateway is restarting", "Send again in a moment."],
   store_unavailable: ["The gateway cannot reach its memory", "It usually comes back by itself. Send again in a moment."],

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from gateway.core.conversation import Conversation, ConversationId, ConversationStore, VendorConversation
 from gateway.core.errors import Code, GatewayError
+from gateway.core.idempotency import checked_key
 from gateway.core.identity import Persona, Principal
 from gateway.core.turn import Upstream
 from gateway.services.admission import Admission
 from gateway.services.clock import timestamp
+from gateway.services.creations import Creations
 
 METADATA_MAX_ENTRIES = 32
 EXTRAS_MAX_BYTES = 16_384  # of metadata, and of replacements: both are kept in the store for a week
 PAGE_MAX = 100
+EXACT_BELOW: Final = 2.0**53  # whole numbers from here on are not told apart by a double
 
 
 class Conversations:
     """Every method checks that the conversation belongs to the principal; one that does not is not found."""
 
-    def __init__(self, store: ConversationStore, upstream: Upstream, admission: Admission) -> None:
+    def __init__(
+        self, store: ConversationStore, upstream: Upstream, admission: Admission, creations: Creations
+    ) -> None:
         self._store = store
         self._upstream = upstream
         self._admission = admission
+        self._creations = creations
         self._reads: dict[tuple[str, ConversationId], asyncio.Task[Conversation]] = {}
 
     async def create(
@@ -37,11 +44,17 @@ class Conversations:
         replacements: Mapping[str, Any],
         metadata: dict[str, Any],
         address: str,
+        idempotency_key: str | None = None,
     ) -> Conversation:
         """Open a conversation with one of the tenant's personas.
 
-        Raises GatewayError: persona_unknown, replacement_not_allowed, invalid_value, rate_limited, upstream_*.
+        A repeat with an idempotency key returns the conversation that the key led to, whatever the caps say; see
+        ``Creations`` for what is promised. Safe to cancel: a creation that has begun goes on and is listed.
+        Raises GatewayError: persona_unknown, replacement_not_allowed, invalid_value, rate_limited, upstream_*,
+        idempotency_mismatch, idempotency_pending, store_unavailable.
         """
+        if idempotency_key is not None:
+            checked_key(idempotency_key)
         persona = _persona(principal, alias)
         for name in replacements:
             if name not in persona.replacements:
@@ -55,26 +68,22 @@ class Conversations:
                 raise GatewayError(
                     Code.INVALID_VALUE, f"{field} may have {EXTRAS_MAX_BYTES} bytes of JSON.", field=field
                 )
-        await self._admission.admit(principal, "create", address)
-        # In a task of its own: a client that leaves now must not leave a conversation that nobody knows.
-        return await asyncio.shield(
-            asyncio.get_running_loop().create_task(self._create(principal, persona, replacements, metadata))
-        )
 
-    async def _create(
-        self, principal: Principal, persona: Persona, replacements: Mapping[str, Any], metadata: dict[str, Any]
-    ) -> Conversation:
-        entry = await self._upstream.create_conversation(
-            persona_id=persona.persona_id,
-            persona_version_id=persona.persona_version_id,
-            replacements=replacements,
-            metadata=metadata,
-            external_user_id=principal.external_user_id,
-        )
-        created_at = timestamp()
-        conversation = _owned_by(principal, persona.alias, entry, created_at)
-        await self._store.put(principal.tenant.id, conversation)
-        return conversation
+        async def ask() -> Conversation:
+            await self._admission.admit(principal, "create", address)
+            entry = await self._upstream.create_conversation(
+                persona_id=persona.persona_id,
+                persona_version_id=persona.persona_version_id,
+                replacements=replacements,
+                metadata=metadata,
+                external_user_id=principal.external_user_id,
+            )
+            return _owned_by(principal, persona.alias, entry, timestamp())
+
+        if idempotency_key is None:
+            return await self._creations.run(principal, ask)
+        body_hash = _hash([alias, replacements, metadata])
+        return await self._creations.once(principal, idempotency_key, body_hash, ask)
 
     async def owned(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
         """Return the record, without messages where it is cached; raises GatewayError(not_found)."""
@@ -153,3 +162,17 @@ def _owned_by(principal: Principal, alias: str, entry: VendorConversation, creat
         messages=entry.messages,
         messages_unavailable=entry.messages_unavailable,
     )
+
+
+def _hash(body: object) -> str:
+    """Hash a body so that the order of its members and the way its numbers are written (1, 1.0) do not matter."""
+    plain = _plain_numbers.decode(msgspec.json.encode(body))
+    return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:32]
+
+
+def _plain_number(text: str) -> int | float:
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < EXACT_BELOW else number
+
+
+_plain_numbers: Final = msgspec.json.Decoder(float_hook=_plain_number)

@@ -64,6 +64,10 @@ class Keys:
         digest = hashlib.sha256(f"{owner}\0{conversation_id}\0{key}".encode()).hexdigest()[:40]
         return f"{self.prefix}idem:{digest}"
 
+    def creation(self, owner: str, key: str) -> str:
+        digest = hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()[:40]
+        return f"{self.prefix}creation:{digest}"
+
     def limit(self, key: str) -> str:
         return f"{self.prefix}lim:{key}"
 

@@ -43,6 +43,7 @@ async def open_session(request: web.Request) -> web.Response:
 
 @routes.post("/v1/conversations")
 async def create(request: web.Request) -> web.Response:
+    """Create a conversation; a repeat with the same ``Idempotency-Key`` gets the first one's answer, 201 included."""
     principal = principal_of(request)
     body = await read_body(request, CreateConversation)
     conversation = await request.app[EDGE].conversations.create(
@@ -51,6 +52,7 @@ async def create(request: web.Request) -> web.Response:
         replacements=body.replacements,
         metadata=body.metadata,
         address=address_of(request),
+        idempotency_key=request.headers.get("Idempotency-Key"),
     )
     location = f"/v1/conversations/{conversation.id}"
     return json_answer(conversation_body(conversation), status=201, headers={"Location": location})

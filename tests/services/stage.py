@@ -15,6 +15,7 @@ from gateway.core.identity import Persona, Principal, Tenant, TenantId, TurnRate
 from gateway.core.turn import AnswerItem, ChatReceiver, TurnId
 from gateway.services.admission import Admission
 from gateway.services.conversations import Conversations
+from gateway.services.creations import Creations
 from gateway.services.feedback import FeedbackService
 from gateway.services.journal import Journal
 from gateway.services.live_log import Batch
@@ -22,6 +23,7 @@ from gateway.services.recovery import Recovery
 from gateway.services.subscriptions import Subscription, Subscriptions
 from gateway.services.turns import Started, TurnRules, Turns
 from gateway.store.conversations import RedisConversations
+from gateway.store.creations import RedisCreationKeys
 from gateway.store.event_log import RedisEventLog
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
@@ -206,6 +208,7 @@ class Stage:
         log_ttl_s: float = 100.0,
         rates: TurnRates | None = None,
         store_timeout_s: float = 2.0,
+        call_timeout_s: float = 10.0,
     ) -> None:
         self.vendor = vendor or PlayedVendor()
         self.store = Redis(url, timeout_s=store_timeout_s, connections=4)
@@ -228,7 +231,9 @@ class Stage:
         )
         self.metrics = Metrics({self.tenant.id: list(self.tenant.personas)})
         admission = Admission(RedisLimiter(self.store), b"pepper", self.metrics)
-        self.conversations = Conversations(self.cache, self.vendor, admission)
+        self.creation_keys = RedisCreationKeys(self.store, ttl_s=100)
+        self.creations = Creations(self.cache, self.creation_keys, call_timeout_s=call_timeout_s)
+        self.conversations = Conversations(self.cache, self.vendor, admission, self.creations)
         self.recovery = Recovery(self.log, self.metrics, answer_max_chars=answer_max_chars)
         self.journal = Journal(self.log, interval_s=interval_s, heartbeat_s=heartbeat_s)
         self.turns = Turns(
@@ -255,6 +260,7 @@ class Stage:
         for reading in self._readings:
             reading.task.cancel()
         await asyncio.gather(*(reading.task for reading in self._readings), return_exceptions=True)
+        await self.creations.aclose()
         await self.turns.aclose(grace_s=0)
         await self.store.aclose()
 

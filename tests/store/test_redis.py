@@ -24,10 +24,12 @@ from redis.exceptions import RedisError
 from gateway.core.conversation import Conversation, ConversationId, Feedback, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import Entry, TextDelta, TurnCompleted
+from gateway.core.idempotency import Reservation
 from gateway.core.identity import KeyKind, KeyRecord, TenantId, UserHash
 from gateway.core.limits import Limit
 from gateway.core.turn import StopReason, TurnId, Usage
 from gateway.store.conversations import RedisConversations
+from gateway.store.creations import RedisCreationKeys
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.event_log import RedisEventLog
 from gateway.store.facts import store_fault
@@ -97,6 +99,7 @@ def test_keys_all_begin_with_their_tenants_hash_tag() -> None:
         keys.log("t"),
         keys.turn("t"),
         keys.idempotency("u", "c", "k"),
+        keys.creation("u", "k"),
         keys.limit("turn:user:u"),
         keys.api_key("k"),
         keys.api_keys(),
@@ -110,6 +113,8 @@ def test_keys_idempotency_keeps_its_parts_apart() -> None:
     keys = Keys(TenantId("acme"))
     assert keys.idempotency("u", "c", "k-of-client") != keys.idempotency("u", "ck", "-of-client")
     assert "k-of-client" not in keys.idempotency("u", "c", "k-of-client")
+    assert keys.creation("u", "k-of-client") != keys.creation("uk", "-of-client")
+    assert "k-of-client" not in keys.creation("u", "k-of-client")
 
 
 async def test_store_every_key_is_the_tenants_and_all_but_api_keys_expire(store: Redis, tenant: TenantId) -> None:
@@ -132,6 +137,10 @@ async def test_store_every_key_is_the_tenants_and_all_but_api_keys_expire(store:
         body_hash="b",
         message=Message("user", "Hi"),
     )
+    creation_keys = RedisCreationKeys(store, ttl_s=100)
+    for creation in (Reservation(owner, "k", "b", "t"), Reservation(owner, "kept", "b", "t")):
+        await creation_keys.reserve(tenant, creation, 30)
+    await creation_keys.keep(tenant, creation, record)
     await log.append(tenant, turn_id, 1, [Entry(2, TextDelta("a"))])
     await log.request_stop(tenant, turn_id, StopReason.USER)
     await log.take_over(tenant, turn_id)
@@ -141,7 +150,7 @@ async def test_store_every_key_is_the_tenants_and_all_but_api_keys_expire(store:
     key = KeyRecord(id="k1234567", tenant=tenant, kind=KeyKind.SECRET, label="x", digest="d", created_at="now")
     await RedisKeys(store).add(key)
     made = {name.decode() for name in set(await store.call("KEYS", "*")) - before}
-    assert len(made) == 8
+    assert len(made) == 10
     assert all(name.startswith(f"hg:{{{tenant}}}:") for name in made)
     endless = {name for name in made if await store.call("TTL", name) < 0}
     assert endless == {Keys(tenant).api_key("k1234567"), Keys(tenant).api_keys()}

@@ -1,4 +1,4 @@
-"""Idempotency keys: sending the same message again, for whatever reason, sends it to the vendor once."""
+"""Idempotency keys: sending the same again, for whatever reason, sends it to the vendor once."""
 
 from __future__ import annotations
 
@@ -84,3 +84,59 @@ async def test_idempotency_key_of_no_or_too_many_characters_is_refused(client: C
         assert answer.status == status, key
         if status != 200:
             assert (answer.body["code"], answer.body["field"]) == ("invalid_value", "Idempotency-Key")
+
+
+# --- conversations ------------------------------------------------------------------------------------------------
+
+
+async def test_idempotency_key_of_a_conversation_sent_again_returns_it_on_any_worker(
+    start_gateway: StartGateway, sign_in: SignIn
+) -> None:
+    """The repeat of a creation gets the first one's answer, byte for byte, here, elsewhere, and after a turn."""
+    running = await start_gateway()
+    client = await sign_in(running)
+    elsewhere = Client(await start_gateway(simulator=running.simulator, tenant=running.tenant), client.headers)
+    body = {"persona": "default", "replacements": {"name": "Zoë"}, "metadata": {"page": "pricing", "n": 1}}
+    first = await client.call("POST", "/v1/conversations", body, Idempotency_Key="k1")
+    await client.complete(first.body["id"], "Hi #tokens=1")
+    for user in (client, elsewhere):
+        again = await user.call("POST", "/v1/conversations", dict(reversed(body.items())), Idempotency_Key="k1")
+        assert (again.status, again.raw, again.headers["Location"]) == (201, first.raw, first.headers["Location"])
+    assert len((await client.call("GET", "/v1/conversations")).body["data"]) == 1
+
+
+async def test_idempotency_key_of_a_conversation_sent_at_once_everywhere_creates_one(
+    start_gateway: StartGateway, sign_in: SignIn
+) -> None:
+    """Simultaneous sends over two workers are one conversation; without a key each is its own."""
+    running = await start_gateway()
+    client = await sign_in(running)
+    elsewhere = Client(await start_gateway(simulator=running.simulator, tenant=running.tenant), client.headers)
+    sends = [user.call("POST", "/v1/conversations", {}, Idempotency_Key="k1") for user in (client, elsewhere) * 10]
+    answers = await asyncio.gather(*sends)
+    assert {answer.status for answer in answers} == {201}
+    assert len({answer.raw for answer in answers}) == 1
+    assert len((await client.call("GET", "/v1/conversations")).body["data"]) == 1
+    answers = await asyncio.gather(*(client.call("POST", "/v1/conversations", {}) for _ in range(3)))
+    assert len({answer.body["id"] for answer in answers}) == 3
+
+
+async def test_idempotency_key_of_a_conversation_with_another_body_is_422(client: Client) -> None:
+    """A key that was used with another persona or metadata is refused."""
+    assert (await client.call("POST", "/v1/conversations", {}, Idempotency_Key="k1")).status == 201
+    for body in ({"persona": "other"}, {"metadata": {"a": 1}}, {"replacements": {"name": "x"}}):
+        answer = await client.call("POST", "/v1/conversations", body, Idempotency_Key="k1")
+        assert (answer.status, answer.body["code"]) == (422, "idempotency_mismatch")
+        assert answer.body["field"] == "Idempotency-Key"
+    spelled_out = {"persona": "default", "metadata": {}, "replacements": {}}
+    assert (await client.call("POST", "/v1/conversations", spelled_out, Idempotency_Key="k1")).status == 201
+
+
+async def test_idempotency_key_of_a_conversation_of_no_or_too_many_characters_is_refused(client: Client) -> None:
+    """The form of a key is the same for conversations as for turns."""
+    for key, status in (("", 422), ("k" * 256, 422), ("k" * 255, 201)):
+        answer = await client.call("POST", "/v1/conversations", {}, Idempotency_Key=key)
+        assert answer.status == status, key
+        if status != 201:
+            assert (answer.body["code"], answer.body["field"]) == ("invalid_value", "Idempotency-Key")
+    assert len((await client.call("GET", "/v1/conversations")).body["data"]) == 1
