@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from aiohttp import web
 
@@ -23,8 +23,9 @@ from gateway.core.identity import KeyKind, TenantId
 from gateway.options import normal_origin
 from gateway.secret_files import load as load_secrets
 from gateway.settings import Settings, SettingsError
-from gateway.store.embedded import EmbeddedError, EmbeddedValkey
+from gateway.store.embedded import EmbeddedValkey
 from gateway.store.facts import store_fault
+from gateway.store.keeper import keep
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import watch_loop
 from gateway.transports.edge import Closable
@@ -121,7 +122,7 @@ async def serve(
 
     ``on_ready`` is awaited once both ports answer. ``made_secrets`` lets pepper and signing key be made in the
     data directory with a Redis of one's own too; ``fresh_keys`` mints the keys labelled ``env-file`` anew.
-    Raises SettingsError, OSError (ports), GatewayError(store_unavailable).
+    Raises SettingsError, OSError (ports), GatewayError(store_unavailable), EmbeddedError (its own store is given up).
     """
     stop = Stop()
     loop = asyncio.get_running_loop()
@@ -228,27 +229,30 @@ async def _send_away(gateway: Gateway, public: web.AppRunner, spread_s: float) -
 
 @contextlib.asynccontextmanager
 async def store(settings: Settings, on_lost: Callable[[], None]) -> AsyncIterator[str]:
-    """Give the URL of the Redis to use; an embedded Valkey lives as long as this context.
+    """Give the URL of the Redis to use; an embedded Valkey lives as long as this context, restarted when it dies.
 
-    ``on_lost`` is called when it dies before that; leaving the context then raises EmbeddedError.
+    ``on_lost`` is called when that is given up (see ``keeper.keep``); leaving the context then raises EmbeddedError.
     """
     if settings.redis.url is not None:
         yield settings.redis.url.reveal()
         return
     valkey = EmbeddedValkey(settings.server.data_dir)
     await valkey.open()
+    keeping = asyncio.get_running_loop().create_task(keep(valkey))
 
-    def lost(died: asyncio.Future[str]) -> None:
-        if not died.cancelled():
-            log_event(logger, logging.CRITICAL, "store.lost", reason=died.result())
+    def lost(kept: asyncio.Task[NoReturn]) -> None:
+        if not kept.cancelled():
+            log_event(logger, logging.CRITICAL, "store.lost", reason=str(kept.exception()))
             on_lost()
 
-    valkey.died.add_done_callback(lost)
+    keeping.add_done_callback(lost)
     try:
         yield valkey.url
-        if valkey.died.done() and not valkey.died.cancelled():
-            raise EmbeddedError(valkey.died.result())
+        if keeping.done():
+            keeping.result()
     finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
         await valkey.aclose()
 
 

@@ -70,7 +70,7 @@ async def serve(
 
     ``settings`` is what ``config``, ``environ`` and ``overrides`` amount to; workers load it from these again.
     ``on_ready`` is awaited once every slot is served. Raises SettingsError, StartFailed, OSError (ports),
-    GatewayError(store_unavailable).
+    GatewayError(store_unavailable), EmbeddedError (the store of its own is given up).
     """
     if not hasattr(socket, "SO_REUSEPORT"):
         raise SettingsError("server.workers", "needs Linux or macOS")

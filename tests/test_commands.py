@@ -19,6 +19,7 @@ import pytest
 from aiohttp import ClientSession
 
 from gateway.simulator.server import Simulator, SimulatorSettings
+from gateway.store.embedded import find_servers
 from tests.conftest import PERSONA_ID, VENDOR_KEY
 
 STEP_S = 20.0  # far beyond what any step takes; only a hang reaches it
@@ -40,6 +41,15 @@ class Command:
                 await asyncio.sleep(0.02)
         words = shlex.split(self._env_file.read_text("utf-8"))
         return dict(word.split("=", 1) for word in words)
+
+    async def shown(self) -> str:
+        """Wait for all that a demo prints at its start."""
+        assert self.process.stdout is not None
+        text = b""
+        async with asyncio.timeout(STEP_S):
+            while b"Metrics" not in text:
+                text += await self.process.stdout.readline()
+        return text.decode()
 
     async def finish(self) -> tuple[str, str]:
         async with asyncio.timeout(STEP_S):
@@ -126,6 +136,66 @@ async def chat(facts: dict[str, str], message: str, user: str = "ada") -> dict[s
         return ending | {"token": token, "conversation": conversation}
 
 
+def store_pid(tmp_path: Path) -> int:
+    """The process of a demo's embedded server."""
+    return int(json.loads((tmp_path / "data" / "demo" / "valkey.json").read_bytes())["pid"])
+
+
+async def kill_store(tmp_path: Path) -> None:
+    """``kill -9`` the embedded server, and wait for the next one to answer."""
+    killed = store_pid(tmp_path)
+    os.kill(killed, signal.SIGKILL)
+    async with asyncio.timeout(STEP_S):
+        while store_pid(tmp_path) == killed:
+            await asyncio.sleep(0.01)
+
+
+async def checks(facts: dict[str, str]) -> tuple[int, dict[str, str]]:
+    async with ClientSession() as http, http.get(f"{facts['GATEWAY_INTERNAL_URL']}/readyz") as response:
+        told: dict[str, str] = (await response.json())["checks"]
+        return response.status, told
+
+
+async def turn_runs(facts: dict[str, str]) -> None:
+    """Wait until a turn is being answered."""
+    async with asyncio.timeout(STEP_S), ClientSession() as http:
+        text = ""
+        while not re.search(r"^gateway_turns_live\{.*\} 1", text, re.MULTILINE):
+            async with http.get(f"{facts['GATEWAY_INTERNAL_URL']}/metrics") as response:
+                text = await response.text()
+
+
+async def replay(facts: dict[str, str], ending: dict[str, Any]) -> dict[str, Any]:
+    """Read a turn's log from its beginning to its ending, and return that."""
+    headers = {"Authorization": f"Bearer {ending['token']}"}
+    async with (
+        ClientSession() as http,
+        http.get(f"{facts['GATEWAY_URL']}/v1/turns/{ending['turn_id']}/events", headers=headers) as response,
+    ):
+        assert response.status == 200, await response.text()
+        body = (await response.read()).decode()
+    assert body.count("event: turn.completed") == 1
+    last: dict[str, Any] = json.loads(body.strip().rpartition("data: ")[2])
+    return last
+
+
+async def transcript(facts: dict[str, str], ending: dict[str, Any]) -> list[str]:
+    """Read what was said in a conversation."""
+    headers = {"Authorization": f"Bearer {ending['token']}"}
+    async with (
+        ClientSession() as http,
+        http.get(f"{facts['GATEWAY_URL']}/v1/conversations/{ending['conversation']}", headers=headers) as response,
+    ):
+        assert response.status == 200, await response.text()
+        return [message["content"] for message in (await response.json())["messages"]]
+
+
+def logged(err: str, *names: str) -> list[dict[str, Any]]:
+    """The events of these names on standard error, in order."""
+    events = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    return [event for event in events if event["event"] in names]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_demo_ended_by_a_signal_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     """The demo answers a chat, prints what to paste, and ends every child on Ctrl-C and on SIGTERM."""
@@ -165,12 +235,7 @@ async def test_demo_pasted_curl_line_streams_an_answer(tmp_path: Path) -> None:
     """The curl line that the demo prints works as it stands."""
     async with run(tmp_path, "demo", *ports(tmp_path), "--rate", "0") as command:
         await command.facts()
-        assert command.process.stdout is not None
-        text = b""
-        async with asyncio.timeout(STEP_S):
-            while b"Metrics" not in text:
-                text += await command.process.stdout.readline()
-        line = re.search(r"curl -N .*?'\{.*?\}'", text.decode(), re.DOTALL)
+        line = re.search(r"curl -N .*?'\{.*?\}'", await command.shown(), re.DOTALL)
         assert line is not None
         words = shlex.split(line[0].replace("\\\n", " "))
         url = next(word for word in words if word.startswith("http"))
@@ -216,17 +281,7 @@ async def test_finished_answer_after_a_restart_is_replayed(tmp_path: Path) -> No
         ending = await chat(first, "Hello")
         await command.end()
     async with run(tmp_path, "demo", *ports(tmp_path)) as command:
-        facts = await command.facts()
-        headers = {"Authorization": f"Bearer {ending['token']}"}
-        async with (
-            ClientSession() as http,
-            http.get(f"{facts['GATEWAY_URL']}/v1/turns/{ending['turn_id']}/events", headers=headers) as response,
-        ):
-            assert response.status == 200
-            body = (await response.read()).decode()
-        last = json.loads(body.strip().rpartition("data: ")[2])
-        assert last["text"] == ending["text"]
-        assert body.count("event: turn.completed") == 1
+        assert (await replay(await command.facts(), ending))["text"] == ending["text"]
 
 
 async def test_serve_first_start_prints_keys_once(tmp_path: Path) -> None:
@@ -345,3 +400,115 @@ async def test_second_gateway_in_the_same_data_directory_is_refused(tmp_path: Pa
             assert second.process.returncode == 1
             assert "in use" in err
         await first.end()
+
+
+# --- the embedded store dies --------------------------------------------------------------------------------------
+
+
+async def test_store_killed_is_restarted_and_nothing_is_lost(tmp_path: Path) -> None:
+    """``kill -9`` of the embedded server: turns in flight go on, what was said stays, new turns work."""
+    async with run(tmp_path, "demo", *ports(tmp_path), "--rate", "0") as command:
+        facts = await command.facts()
+        await command.shown()
+        done = await chat(facts, "Hello")
+        said = await transcript(facts, done)
+        in_flight = asyncio.create_task(chat(facts, "Tell me #tokens=120 #rate=60", user="bob"))
+        await turn_runs(facts)
+        await kill_store(tmp_path)
+        assert not in_flight.done()
+        assert await checks(facts) == (200, {"worker": "ok", "store": "ok"})
+        assert (await replay(facts, done))["text"] == done["text"]
+        assert await transcript(facts, done) == said
+        went_on = await in_flight
+        assert went_on["event"] == "turn.completed"
+        assert (await replay(facts, went_on))["text"] == went_on["text"]
+        assert (await transcript(facts, went_on))[1] == went_on["text"]
+        assert (await chat(facts, "Hello again"))["event"] == "turn.completed"
+        children = descendants(command.process.pid)
+        _, err = await command.end()
+        assert command.process.returncode == 0, err
+        await gone(children)
+    died, restarted = logged(err, "store.died", "store.restarted", "store.lost")
+    assert "status -9" in died["reason"]
+    assert 0 < restarted["duration_s"] < STEP_S
+
+
+async def test_store_restarted_does_not_outlive_a_gateway_that_is_killed(tmp_path: Path) -> None:
+    """The second server is as bound to its gateway as the first."""
+    async with run(tmp_path, "demo", *ports(tmp_path)) as command:
+        await command.facts()
+        await command.shown()
+        await kill_store(tmp_path)
+        children = descendants(command.process.pid)
+        assert store_pid(tmp_path) in children
+        command.process.kill()
+        await command.process.wait()
+        await gone(children)
+
+
+async def test_store_that_is_long_in_coming_back_shows_in_readiness(tmp_path: Path) -> None:
+    """While the next server loads, the gateway lives and is not ready; told to end meanwhile, it leaves no process."""
+    slow = tmp_path / "slow"
+    server = tmp_path / "bin" / "valkey-server"
+    server.parent.mkdir()
+    real = shlex.quote(str(find_servers()[0].path))
+    server.write_text(f'#!/bin/sh\nwhile [ -e {shlex.quote(str(slow))} ]; do sleep 0.02; done\nexec {real} "$@"\n')
+    server.chmod(0o755)
+    path = f"{server.parent}{os.pathsep}{os.environ['PATH']}"
+    async with run(tmp_path, "demo", *ports(tmp_path), PATH=path) as command:
+        facts = await command.facts()
+        await command.shown()
+        for _ in range(2):
+            slow.touch()
+            killed = store_pid(tmp_path)
+            os.kill(killed, signal.SIGKILL)
+            await gone({killed})
+            assert await checks(facts) == (503, {"worker": "ok", "store": "store_unavailable"})
+            async with ClientSession() as http, http.get(f"{facts['GATEWAY_INTERNAL_URL']}/livez") as response:
+                assert response.status == 200
+            slow.unlink()
+            async with asyncio.timeout(STEP_S):
+                while (await checks(facts))[0] != 200:
+                    await asyncio.sleep(0.02)
+        slow.touch()
+        os.kill(store_pid(tmp_path), signal.SIGKILL)
+        await asyncio.sleep(0.1)
+        children = descendants(command.process.pid)
+        _, err = await command.end()
+        assert command.process.returncode == 0, err
+        await gone(children)
+
+
+@pytest.mark.slow
+async def test_store_killed_again_and_again_ends_the_gateway(tmp_path: Path) -> None:
+    """After five restarts within a minute the next death ends the gateway, which says so and leaves no process."""
+    async with run(tmp_path, "demo", *ports(tmp_path)) as command:
+        await command.facts()
+        await command.shown()
+        for _ in range(5):
+            await kill_store(tmp_path)
+        children = descendants(command.process.pid)
+        os.kill(store_pid(tmp_path), signal.SIGKILL)
+        _, err = await command.finish()
+        assert command.process.returncode == 1
+        await gone(children)
+    assert re.search(r"^Error: gave up after 5 restarts: the embedded Valkey exited with status -9", err, re.MULTILINE)
+    assert [event["event"] for event in logged(err, "store.died", "store.restarted", "store.lost")] == [
+        *("store.died", "store.restarted") * 5,
+        "store.died",
+        "store.lost",
+    ]
+
+
+@pytest.mark.slow
+async def test_store_that_cannot_load_its_data_ends_the_gateway(tmp_path: Path) -> None:
+    """When the data is broken beyond what a crash does, the gateway ends with the server's own words."""
+    async with run(tmp_path, "demo", *ports(tmp_path)) as command:
+        await command.facts()
+        await command.shown()
+        (manifest,) = (tmp_path / "data" / "demo" / "valkey" / "appendonlydir").glob("*.manifest")
+        manifest.write_text("nonsense\n")
+        os.kill(store_pid(tmp_path), signal.SIGKILL)
+        _, err = await command.finish()
+        assert command.process.returncode == 1
+    assert re.search(r"(?i)^Error: gave up after 5 restarts: .*did not start: .*manifest", err, re.MULTILINE)

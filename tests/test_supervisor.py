@@ -20,7 +20,21 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from gateway.protocol.sse import SseDecoder
 from tests.conftest import PERSONA_ID, VENDOR_KEY
-from tests.test_commands import STEP_S, Command, chat, descendants, gone, ports, run
+from tests.test_commands import (
+    STEP_S,
+    Command,
+    chat,
+    descendants,
+    gone,
+    kill_store,
+    logged,
+    ports,
+    replay,
+    run,
+    store_pid,
+    transcript,
+    turn_runs,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -375,3 +389,41 @@ async def test_start_that_fails_says_why_and_leaves_no_process(tmp_path: Path) -
         assert command.process.returncode == 1
         assert "Error: " in err
         assert VENDOR_KEY not in err
+
+
+async def test_store_killed_under_workers_is_restarted_and_they_find_it(tmp_path: Path) -> None:
+    """``kill -9`` of the store that all workers share: each finds the next one, with everything in it."""
+    async with demo(tmp_path, "--rate", "0") as (command, facts):
+        await command.shown()
+        before = workers(command.process.pid)
+        done = await chat(facts, "Hello")
+        in_flight = asyncio.create_task(chat(facts, "Tell me #tokens=120 #rate=60", user="bob"))
+        await turn_runs(facts)
+        await kill_store(tmp_path)
+        assert not in_flight.done()
+        await until(lambda: both_ready(facts))
+        for _ in range(10):  # on either worker
+            assert (await replay(facts, done))["text"] == done["text"]
+            assert (await transcript(facts, done))[1] == done["text"]
+        assert (await in_flight)["event"] == "turn.completed"
+        assert (await chat(facts, "Hello again"))["event"] == "turn.completed"
+        assert workers(command.process.pid) == before
+        children = descendants(command.process.pid)
+        _, err = await command.end()
+        assert command.process.returncode == 0, err
+        assert len(logged(err, "store.died", "store.restarted")) == 2
+        await gone(children)
+
+
+async def test_store_killed_again_and_again_ends_supervisor_and_workers(tmp_path: Path) -> None:
+    """A store that is given up ends all of the gateway, and the reason is told."""
+    async with demo(tmp_path) as (command, _):
+        await command.shown()
+        for _ in range(5):
+            await kill_store(tmp_path)
+        children = descendants(command.process.pid)
+        os.kill(store_pid(tmp_path), signal.SIGKILL)
+        _, err = await command.finish()
+        assert command.process.returncode == 1
+        assert "Error: gave up after 5 restarts" in err
+        await gone(children)

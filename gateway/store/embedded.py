@@ -19,8 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -110,8 +110,8 @@ def find_servers() -> list[Server]:
 class EmbeddedValkey:
     """The server of one data directory. ``open`` it once, ``aclose`` it at the end; then it may be opened again.
 
-    ``died`` (after ``open``) is a future that gets a description when the server exits without being asked to.
-    Call both methods on the event loop whose thread lives as long as the server shall.
+    ``died`` (after ``open``) is a future that gets a description when the server exits without being asked to; then
+    ``restart`` it (see ``keeper``) or close it. Call all on the event loop whose thread lives as long as the server.
     """
 
     def __init__(self, data_dir: Path, *, servers: Sequence[Server] | None = None) -> None:
@@ -119,6 +119,7 @@ class EmbeddedValkey:
         self.url = ""
         self.died: asyncio.Future[str]
         self._servers = servers
+        self._server: Server | None = None  # the one that was chosen
         self._socket = Path()
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: threading.Thread | None = None
@@ -128,43 +129,69 @@ class EmbeddedValkey:
 
     async def open(self) -> None:
         """Start the server and return once it answers. Raises EmbeddedError; leaves nothing behind when it fails."""
-        loop = asyncio.get_running_loop()
-        self.died, self._exited, self._closing = loop.create_future(), asyncio.Event(), False
-        try:
+        self._closing = False
+        with self._undone_by(self._abandon):
             for directory in (self.data_dir, self.data_dir / "valkey"):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _lock(self.data_dir / LOCK)
             if self._lock is None:
                 raise EmbeddedError(f"{self.data_dir} is in use by another gateway; give each its own GATEWAY_DATA_DIR")
-            # This lock is inherited by the server alone, so it tells of one that outlives its owner.
-            child_lock = await self._outlive_predecessor()
-            try:
-                server = await asyncio.to_thread(self._choose)
-                self._socket = self._place_socket()
-                self._start(server, child_lock, loop)
-            finally:
-                os.close(child_lock)
-            await self._answer()
-            self._announce(server)
-        except OSError as error:
-            self._abandon()
-            raise EmbeddedError(f"the embedded Valkey cannot run in {self.data_dir}: {error}") from error
-        except BaseException:
-            self._abandon()
-            raise
+            previous = _read_running(self.data_dir)
+            os.close(await self._outlive_predecessor())
+            if previous is not None:
+                _remove_socket(Path(previous.socket))
+            self._server = await asyncio.to_thread(self._choose)
+            self._socket = self._place_socket()
+            await self._run(self._server)
+
+    async def restart(self) -> None:
+        """Start a server that died anew, on the same socket and data; the data directory is never given up.
+
+        Returns once it answers; ``died`` is a new future then. Raises EmbeddedError when it does not come up: it may
+        be tried again, or closed.
+        """
+        assert self._server is not None, "only what was open can be started anew"
+        self._reap()
+        with self._undone_by(self._reap):
+            await self._run(self._server)  # the server replaces the socket that the dead one has left
 
     async def aclose(self) -> None:
         """Ask the server to save and exit, and wait for it; kill it when it takes too long. Safe to repeat."""
         self._closing = True
-        if self._process is not None:
-            try:
+        try:
+            if self._process is not None:
                 self._process.send_signal(signal.SIGTERM)
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await self._exited.wait()
-            except TimeoutError:
-                pass
-            finally:
-                self._abandon()
+        except TimeoutError:
+            pass
+        finally:
+            self._abandon()
+
+    @contextmanager
+    def _undone_by(self, undo: Callable[[], None]) -> Iterator[None]:
+        """Undo a start that fails or is cancelled, and name the directory where the system refused something."""
+        try:
+            yield
+        except OSError as error:
+            undo()
+            raise EmbeddedError(f"the embedded Valkey cannot run in {self.data_dir}: {error}") from error
+        except BaseException:
+            undo()
+            raise
+
+    async def _run(self, server: Server) -> None:
+        """Start the server and return once it answers."""
+        loop = asyncio.get_running_loop()
+        # This lock is inherited by the server alone, so it tells of one that outlives its owner.
+        child_lock = await self._outlive_predecessor()
+        try:
+            self.died, self._exited = loop.create_future(), asyncio.Event()
+            self._start(server, child_lock, loop)
+        finally:
+            os.close(child_lock)
+        await self._answer()
+        self._announce(server)
 
     def _choose(self) -> Server:
         servers = find_servers() if self._servers is None else self._servers
@@ -203,6 +230,7 @@ class EmbeddedValkey:
         command = [str(server.path), "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"]
         command += ["--dir", str((self.data_dir / "valkey").absolute()), "--daemonize", "no", "--logfile", ""]
         command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+        command += ["--aof-load-truncated", "yes"]  # a crash may have cut its last entry short
         command += ["--maxmemory", MAXMEMORY, "--maxmemory-policy", "noeviction"]
         if sys.platform == "linux" and sys.executable:
             command = [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *command]
@@ -227,9 +255,11 @@ class EmbeddedValkey:
     def _watch(self, process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop) -> None:
         status = process.wait()
         with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-            loop.call_soon_threadsafe(self._exit, status)
+            loop.call_soon_threadsafe(self._exit, process, status)
 
-    def _exit(self, status: int) -> None:
+    def _exit(self, process: subprocess.Popen[bytes], status: int) -> None:
+        if process is not self._process:  # told late, of one that was given up
+            return
         self._exited.set()
         if not self._closing and not self.died.done():
             self.died.set_result(f"the embedded Valkey exited with status {status}: {self._log_tail()}")
@@ -256,8 +286,6 @@ class EmbeddedValkey:
             if time.monotonic() > deadline_s:
                 raise EmbeddedError(f"a server of an earlier gateway still runs in {self.data_dir} and does not exit")
             await asyncio.sleep(0.02)
-        if previous is not None:
-            _remove_socket(Path(previous.socket))
         return lock
 
     def _announce(self, server: Server) -> None:
@@ -270,8 +298,19 @@ class EmbeddedValkey:
         draft.replace(self.data_dir / "valkey.json")
 
     def _abandon(self) -> None:
-        """Kill what still runs, wait for it (a kill takes milliseconds), and release everything. Never awaits."""
+        """Kill what still runs and release everything. Never awaits; safe to repeat."""
         self._closing = True
+        self._reap()
+        if self._socket.name:
+            _remove_socket(self._socket)
+            self._socket = Path()
+        if self._lock is not None:
+            (self.data_dir / "valkey.json").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def _reap(self) -> None:
+        """Kill the server if it still runs, and wait for it; a kill takes milliseconds."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
@@ -280,13 +319,6 @@ class EmbeddedValkey:
         if self._watcher is not None:
             self._watcher.join()
             self._watcher = None
-        if self._socket.name:
-            _remove_socket(self._socket)
-            self._socket = Path()
-        if self._lock is not None:
-            (self.data_dir / "valkey.json").unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = None
 
     def _log_tail(self) -> str:
         try:

@@ -230,6 +230,125 @@ async def test_unexpected_exit_is_noticed(data_dir: Path, server: Server) -> Non
     await valkey.aclose()
 
 
+async def test_restart_keeps_socket_data_and_lock(data_dir: Path, server: Server) -> None:
+    """A server that died is back under the same URL with all that it had acknowledged, and no other owner got in."""
+    valkey = EmbeddedValkey(data_dir, servers=[server])
+    await valkey.open()
+    url, lock = valkey.url, valkey._lock
+    try:
+        for n in range(3):
+            assert await ask(url, f"SET kept-{n} yes") == "+OK"
+            os.kill(pid_of(valkey), signal.SIGKILL)
+            await valkey.died
+            with pytest.raises(EmbeddedError, match="in use by another gateway"):
+                await EmbeddedValkey(data_dir, servers=[server]).open()
+            await valkey.restart()
+            assert (valkey.url, running_url(data_dir), valkey._lock) == (url, url, lock)
+            assert [await ask(url, f"GET kept-{k}") for k in range(n + 1)] == ["yes"] * (n + 1)
+            assert not valkey.died.done()
+        pid = pid_of(valkey)
+    finally:
+        await valkey.aclose()
+    assert not alive(pid)
+    assert not (data_dir / "valkey.sock").exists()
+
+
+async def test_restart_with_a_long_data_dir_keeps_the_short_socket(data_dir: Path, server: Server) -> None:
+    """The directory made for a socket with a short path lasts as long as the owner, not as the server."""
+    valkey = EmbeddedValkey(data_dir / ("d" * 60) / ("e" * 60), servers=[server])
+    await valkey.open()
+    url = valkey.url
+    os.kill(pid_of(valkey), signal.SIGKILL)
+    await valkey.died
+    await valkey.restart()
+    assert valkey.url == url
+    assert await ask(url, "PING") == "+PONG"
+    await valkey.aclose()
+    assert not Path(unquote(urlsplit(url).path)).parent.exists()
+
+
+async def test_restart_after_a_crash_that_cut_the_file_short_loads_the_rest(data_dir: Path, server: Server) -> None:
+    """A last entry of which only a part was written is dropped; everything before it is there."""
+    valkey = EmbeddedValkey(data_dir, servers=[server])
+    await valkey.open()
+    try:
+        assert await ask(valkey.url, "SET whole yes") == "+OK"
+        assert await ask(valkey.url, "SET cut yes") == "+OK"
+        os.kill(pid_of(valkey), signal.SIGKILL)
+        await valkey.died
+        (written,) = (data_dir / "valkey" / "appendonlydir").glob("*.incr.aof")
+        os.truncate(written, written.stat().st_size - 3)
+        await valkey.restart()
+        assert [await ask(valkey.url, f"GET {name}") for name in ("whole", "cut")] == ["yes", "$-1"]
+    finally:
+        await valkey.aclose()
+
+
+async def test_restart_that_fails_may_be_tried_again_or_closed(data_dir: Path, server: Server) -> None:
+    """Data that cannot be loaded is told in the server's words; once it can, the same owner goes on."""
+    valkey = EmbeddedValkey(data_dir, servers=[server])
+    await valkey.open()
+    await ask(valkey.url, "SET kept yes")
+    (manifest,) = (data_dir / "valkey" / "appendonlydir").glob("*.manifest")
+    good = manifest.read_bytes()
+    os.kill(pid_of(valkey), signal.SIGKILL)
+    await valkey.died
+    manifest.write_text("nonsense\n")
+    for _ in range(2):
+        with pytest.raises(EmbeddedError, match=r"(?i)did not start: .*manifest"):
+            await valkey.restart()
+        assert valkey._process is None
+        assert valkey._lock is not None
+    manifest.write_bytes(good)
+    await valkey.restart()
+    assert await ask(valkey.url, "GET kept") == "yes"
+    os.kill(pid_of(valkey), signal.SIGKILL)
+    await valkey.died
+    manifest.write_text("nonsense\n")
+    with pytest.raises(EmbeddedError):
+        await valkey.restart()
+    await valkey.aclose()
+    assert valkey._lock is None
+    assert running_url(data_dir) is None
+
+
+async def test_restart_that_is_cancelled_leaves_no_process(data_dir: Path, server: Server) -> None:
+    """An owner that ends while its server is being started again leaves nothing behind."""
+    valkey = EmbeddedValkey(data_dir, servers=[server])
+    await valkey.open()
+    os.kill(pid_of(valkey), signal.SIGKILL)
+    await valkey.died
+    restarting = asyncio.create_task(valkey.restart())
+    died = valkey.died
+    while valkey.died is died or valkey._process is None:
+        await asyncio.sleep(0)
+    pid = pid_of(valkey)
+    restarting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restarting
+    assert not alive(pid)
+    await valkey.aclose()
+    await valkey.open()
+    await valkey.aclose()
+
+
+async def test_restart_right_after_one_that_took_too_long_is_not_taken_for_it(
+    data_dir: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a server that was given up is told late, and is not the end of the one that runs by then."""
+    valkey = EmbeddedValkey(data_dir, servers=[server])
+    await valkey.open()
+    os.kill(pid_of(valkey), signal.SIGKILL)
+    await valkey.died
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "START_TIMEOUT_S", -1.0)
+        with pytest.raises(EmbeddedError, match="did not answer in"):
+            await valkey.restart()
+    await valkey.restart()
+    assert not valkey.died.done()
+    await valkey.aclose()
+
+
 async def test_long_data_dir_gets_a_short_socket(data_dir: Path, server: Server) -> None:
     """A path that no socket address can hold is no obstacle, and the directory made instead is removed."""
     deep = data_dir / ("d" * 60) / ("e ü" * 20)
