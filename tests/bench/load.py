@@ -8,7 +8,6 @@ the recording, ``finish`` (let turns end, start none, print the result).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import json
 import sys
@@ -22,6 +21,7 @@ import msgspec
 from gateway.upstream.pool import Pool
 from tests.bench.dialects import NativeSse, VendorItems
 from tests.bench.ledger import Tally
+from tests.bench.process import fast_loop
 from tests.bench.seats import DirectSeat, HttpSeat, Seat, SocketSeat, post_request, upgrade_request
 
 POLL_S: Final = 0.02
@@ -245,12 +245,7 @@ async def run() -> None:
 
 
 def main() -> None:
-    factory = asyncio.new_event_loop
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
         runner.run(run())
 
 

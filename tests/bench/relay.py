@@ -14,6 +14,8 @@ from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
+from tests.bench.process import fast_loop
+
 
 async def serve(source_url: str) -> None:
     http = ClientSession(connector=TCPConnector(limit=0), timeout=ClientTimeout(total=None))
@@ -47,11 +49,6 @@ def announce(port: int) -> None:
 
 def runner(work: Coroutine[Any, Any, None]) -> None:
     """Run a part of the baseline until SIGTERM, on uvloop where it exists."""
-    factory = asyncio.new_event_loop
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        factory = uvloop.new_event_loop
 
     async def until_asked_to_end() -> None:
         task = asyncio.ensure_future(work)
@@ -59,7 +56,7 @@ def runner(work: Coroutine[Any, Any, None]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    with asyncio.Runner(loop_factory=factory) as loop_runner:
+    with asyncio.Runner(loop_factory=fast_loop()) as loop_runner:
         loop_runner.run(until_asked_to_end())
 
 
