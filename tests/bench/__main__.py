@@ -8,15 +8,19 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import click
 
+from gateway.store.embedded import EmbeddedError
+from tests.bench import layouts as layouts_bench
 from tests.bench import profile as profiler
 from tests.bench.phase import Work, measure, wait_idle, warm_up
-from tests.bench.process import ProcessDied
+from tests.bench.process import ProcessDied, fast_loop
 from tests.bench.report import Report
 from tests.bench.stack import running
+
+T = TypeVar("T")
 
 
 @click.group()
@@ -71,6 +75,28 @@ def turn(
         sys.exit(1)
 
 
+@main.command()
+@click.option("--turns", type=click.IntRange(1, 5000), default=1000, show_default=True, help="That stream at once.")
+@click.option("--seconds", type=click.FloatRange(0.1, 60), default=2.5, show_default=True, help="Of each window.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Each layout in turn, again …")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure there.")
+def layouts(turns: int, seconds: float, rounds: int, json_path: Path | None) -> None:
+    """Append to, publish from and replay logs that are laid out in several ways, and tell what each costs."""
+    try:
+        with asyncio.Runner(loop_factory=fast_loop()) as runner:
+            work = layouts_bench.Work(turns=turns, seconds=seconds, rounds=rounds)
+            report = runner.run(_until_terminated(layouts_bench.run(work)))
+    except (ProcessDied, EmbeddedError) as error:
+        raise click.ClickException(str(error)) from None
+    except asyncio.CancelledError:
+        sys.exit(143)
+    click.echo(report.table())
+    if json_path is not None:
+        json_path.write_bytes(report.as_json())
+    if any(one.lost for one in report.publishes):
+        sys.exit(1)
+
+
 async def _run(
     work: Work, transport: Literal["sse", "ws"], rounds: int, *, h2c: bool, baseline: bool, profile_path: Path | None
 ) -> Report:
@@ -90,7 +116,7 @@ async def _run(
         return Report(work=work, transport=transport, upstream=upstream, waiting=waiting, phases=phases)
 
 
-async def _until_terminated(work: Coroutine[Any, Any, Report]) -> Report:
+async def _until_terminated(work: Coroutine[Any, Any, T]) -> T:
     """SIGTERM cancels as Ctrl-C does, so that every process is ended on the way out."""
     task = asyncio.ensure_future(work)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

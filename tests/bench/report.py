@@ -96,7 +96,7 @@ class Report(msgspec.Struct, kw_only=True):
         if not self.of("relay"):
             rows = [(*row[:4], "") for row in rows]
         ratio = self.summary["tree_to_relay"]
-        lines = [head, "", *_aligned(rows)]
+        lines = [head, "", *aligned(rows)]
         if ratio is not None:
             lines += ["", f"gateway and Valkey to bare aiohttp relay: {ratio:.2f} ×"]
         faults = sorted({f"{one.route}: {fault}" for one in self.phases for fault in one.faults})
@@ -138,8 +138,9 @@ def _added(
     return None if not differences or any(map(math.isnan, differences)) else round(median(differences), 3)
 
 
-def _aligned(rows: Sequence[Row]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay out lines of cells in columns, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
