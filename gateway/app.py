@@ -8,20 +8,34 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from gateway.core.errors import GatewayError
+from gateway.core.identity import WorkerId
 from gateway.secret_files import SecretKeys
+from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
 from gateway.services.auth import Auth, SessionRules, Signer
 from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
 from gateway.services.feedback import FeedbackService
+from gateway.services.following import Following
 from gateway.services.journal import Journal
+from gateway.services.owned_turn import TurnPorts, TurnRules
+from gateway.services.peers import Peers
 from gateway.services.recovery import Recovery
+from gateway.services.rescue import RescueRules
+from gateway.services.roster import Roster
+from gateway.services.showing import Showing
 from gateway.services.subscriptions import Subscriptions
-from gateway.services.turns import TurnRules, Turns
+from gateway.services.sweeper import Sweeper
+from gateway.services.turns import Turns
+from gateway.services.vendor_copy import AfterLoss, VendorCopies
+from gateway.services.watches import Watches
 from gateway.settings import Settings
 from gateway.store.conversations import RedisConversations
 from gateway.store.creations import RedisCreationKeys
 from gateway.store.event_log import RedisEventLog
+from gateway.store.habits import RedisHabits
+from gateway.store.inbox import Inbox
+from gateway.store.ledger import RedisLedger
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
 from gateway.store.tenants import RedisKeys
@@ -35,7 +49,10 @@ from gateway.upstream.pool import PoolSettings
 
 @dataclass(slots=True, kw_only=True)
 class Gateway:
-    """One worker's parts, from the store up to the doors. ``aclose`` after the turns have been drained."""
+    """One worker's parts, from the store up to the doors.
+
+    ``open`` before it serves anybody, ``aclose`` after the turns have been drained.
+    """
 
     settings: Settings
     redis: Redis
@@ -44,24 +61,47 @@ class Gateway:
     conversations: Conversations
     creations: Creations
     turns: Turns
+    following: Following
+    watches: Watches
+    showing: Showing
+    recovery: Recovery
+    sweeper: Sweeper
+    inbox: Inbox
+    hearer: Peers
     metrics: Metrics
     edge: Edge
     public: web.Application
     internal: web.Application
-    worker_id: str  # no other process has or had it
+    worker_id: WorkerId  # no other process has or had it
     draining: bool = field(default=False)
 
+    def open(self) -> None:
+        """Begin to hear other workers, and to do what nobody asks for (lost turns, unsettled tokens)."""
+        self.inbox.open(self.hearer)
+        self.sweeper.open()
+
     async def readiness(self) -> tuple[bool, dict[str, str]]:
-        """What ``/readyz`` tells: ready when every check is ``ok``, else why new work should go elsewhere."""
+        """What ``/readyz`` tells: ready when the worker and the store are ``ok``, else why work should go elsewhere.
+
+        A worker that is ``deaf`` to the others (``peers``) still serves everything, with more delay for readers of
+        turns that run elsewhere: that is shown, and is no reason to send anybody away.
+        """
         checks = {"worker": "draining" if self.draining else "ok", "store": "ok"}
         try:
             await self.redis.call("PING")
         except GatewayError as error:
             checks["store"] = error.code
-        return all(state == "ok" for state in checks.values()), checks
+        ready = all(state == "ok" for state in checks.values())
+        checks["peers"] = "ok" if self.inbox.hears else "deaf"
+        return ready, checks
 
     async def aclose(self) -> None:
         await self.creations.aclose()
+        await self.sweeper.aclose()
+        await self.inbox.aclose()
+        await self.following.aclose()
+        await self.watches.aclose()
+        await self.showing.aclose()
         await self.upstream.aclose()
         await self.redis.aclose()
 
@@ -77,14 +117,18 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         observer=metrics.redis_called,
     )
     upstream = upstream_client(settings, metrics.upstream)
+    worker = WorkerId(worker_id or uuid.uuid4().hex)
     rules = settings.turns
     log = RedisEventLog(
         redis,
+        worker,
         lease_s=rules.lease_s,
         turn_timeout_s=settings.upstream.turn_timeout_s,
         log_ttl_s=rules.log_ttl_s,
         idempotency_ttl_s=rules.idempotency_ttl_s,
         conversation_ttl_s=rules.conversation_ttl_s,
+        ledger_ttl_s=settings.ledger.keep_s,
+        settle_after_s=settings.ledger.look_up_s[0],
     )
     store = RedisConversations(redis, ttl_s=rules.conversation_ttl_s)
     admission = Admission(RedisLimiter(redis), secrets.pepper, metrics)
@@ -101,23 +145,39 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         call_timeout_s=settings.upstream.call_timeout_s,
     )
     owned = Conversations(store, upstream, admission, creations)
-    recovery = Recovery(log, metrics, answer_max_chars=rules.answer_max_chars)
-    running = Turns(
+    roster, showing, watches = Roster(), Showing(log), Watches(log)
+    ports = TurnPorts(
         upstream=upstream,
         log=log,
         journal=Journal(log, interval_s=rules.append_interval_s, heartbeat_s=rules.heartbeat_s),
-        admission=admission,
-        conversations=owned,
-        recovery=recovery,
+        showing=showing,
         metrics=metrics,
         rules=TurnRules(answer_max_chars=rules.answer_max_chars, message_max_chars=rules.message_max_chars),
     )
+    copies = VendorCopies(upstream)
+    after_loss = AfterLoss(settings.upstream.after_disconnect, RedisHabits(redis))
+    recovery = Recovery(
+        ports,
+        roster,
+        store,
+        copies,
+        after_loss,
+        tenants=tenants,
+        rules=RescueRules(timeout_s=rules.recovery_timeout_s, reads_max=rules.recovery_reads_max),
+    )
+    ledger = RedisLedger(redis, ttl_s=settings.ledger.keep_s, retries_s=settings.ledger.look_up_s[1:])
+    accounting = Accounting(ledger, log, store, copies, after_loss, metrics)
+    inbox = Inbox(redis, worker, probe_s=rules.probe_s)
+    following = Following(log, recovery, hears=lambda: inbox.hears, lost_after_s=2 * rules.lease_s)
+    roster.on_add = following.moved
+    turns_service = Turns(ports, roster, admission=admission, conversations=owned, recovery=recovery, watches=watches)
     edge = Edge(
         auth=auth,
         conversations=owned,
         feedback=FeedbackService(owned, store, upstream, admission, metrics),
-        turns=running,
-        subscriptions=Subscriptions(turns=running, log=log, conversations=owned, recovery=recovery, metrics=metrics),
+        turns=turns_service,
+        subscriptions=Subscriptions(roster=roster, log=log, following=following, conversations=owned),
+        watches=watches,
         metrics=metrics,
         rules=_edge_rules(settings),
     )
@@ -128,12 +188,19 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         auth=auth,
         conversations=owned,
         creations=creations,
-        turns=running,
+        turns=turns_service,
+        following=following,
+        watches=watches,
+        showing=showing,
+        recovery=recovery,
+        sweeper=Sweeper(tenants, (recovery.sweep, accounting.sweep), interval_s=rules.lease_s / 2),
+        inbox=inbox,
+        hearer=Peers(roster, following, watches),
         metrics=metrics,
         edge=edge,
         public=public_app(edge, with_page=settings.server.page),
         internal=web.Application(),
-        worker_id=worker_id or uuid.uuid4().hex,
+        worker_id=worker,
     )
     gateway.internal[ops.METRICS] = metrics
     gateway.internal[ops.READINESS] = gateway

@@ -137,6 +137,7 @@ async def serve(
         )
         stack.push_async_callback(gateway.aclose)
         await check_store(gateway, settings)
+        gateway.open()
         server = settings.server
         public = await run_app(stack, gateway.public)
         url = await listen(public, server.host, server.port)
@@ -188,18 +189,19 @@ async def drain(
         await asyncio.wait_for(replaced.wait(), server.drain_notice_s)
     for site in tuple(public.sites):
         await site.stop()
-    turns = asyncio.create_task(_end_turns(gateway, stop))
-    if replaced.is_set() or shared_store:
+    successors = replaced.is_set() or shared_store
+    turns = asyncio.create_task(_end_turns(gateway, stop, successors=successors))
+    if successors:
         await _send_away(gateway, public, min(server.drain_spread_s, server.drain_s))
     await turns
     await asyncio.sleep(0)  # endings shown just now are written by the readers' own tasks
     await asyncio.gather(*(connection.shut() for connection in tuple(gateway.edge.open)), return_exceptions=True)
 
 
-async def _end_turns(gateway: Gateway, stop: Stop) -> None:
-    """Let turns end by themselves for ``drain_s`` or until the stop is hurried; then stop and settle the rest."""
+async def _end_turns(gateway: Gateway, stop: Stop, *, successors: bool) -> None:
+    """Let turns end by themselves for ``drain_s`` or until the stop is hurried; then hand over or stop the rest."""
     await stop.hurry_or(gateway.turns.ended(), timeout_s=gateway.settings.server.drain_s)
-    await gateway.turns.aclose(grace_s=0, settle=not stop.store_lost)
+    await gateway.turns.aclose(grace_s=0, settle=not stop.store_lost, successors=successors)
 
 
 async def _send_away(gateway: Gateway, public: web.AppRunner, spread_s: float) -> None:

@@ -191,6 +191,10 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
     ping_interval_s: Annotated[Seconds, doc("Silence after which a connection is pinged")] = 20.0
     ping_timeout_s: Annotated[Seconds, doc("A connection whose ping goes unanswered this long is given up")] = 10.0
     idle_close_s: Annotated[Seconds, doc("A connection without streams is closed after this")] = 300.0
+    after_disconnect: Annotated[
+        Literal["auto", "finishes", "drops"],
+        doc("What Hyperleap does with an answer whose connection was lost; `auto`: found out"),
+    ] = "auto"
     blob_hosts: Annotated[tuple[str, ...], doc("Hosts from which long transcripts may be fetched")] = ()
 
     def __post_init__(self) -> None:
@@ -239,11 +243,31 @@ class TurnSettings(Section, frozen=True, kw_only=True):
     ] = 0.2
     lease_s: Annotated[Seconds, doc("A worker owns a turn this long after its last heartbeat")] = 5.0
     heartbeat_s: Annotated[Seconds, doc("Interval of the heartbeat; at most half of the lease")] = 1.5
+    recovery_timeout_s: Annotated[
+        Seconds, doc("A lost worker's answer is looked for at Hyperleap this long, then its turn fails")
+    ] = 60.0
+    recovery_reads_max: Annotated[Count, doc("Reads of the conversation in that time, for each lost turn")] = 6
+    probe_s: Annotated[Seconds, doc("A worker checks this often that what others tell it arrives")] = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.heartbeat_s * 2 > self.lease_s:
             raise SettingsError("heartbeat_s", f"must be at most half of lease_s ({self.lease_s:g})")
+
+
+class LedgerSettings(Section, frozen=True, kw_only=True):
+    """What turns cost."""
+
+    keep_s: Annotated[Seconds, doc("A turn's settlement is kept this long in the store")] = 604_800.0
+    look_up_s: Annotated[
+        tuple[float, ...],
+        doc("Tokens that a stream did not tell are looked up at Hyperleap after these waits, then estimated for good"),
+    ] = (2.0, 15.0, 60.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.look_up_s or not all(0 < wait_s < math.inf for wait_s in self.look_up_s):
+            raise SettingsError("look_up_s", "must be one or more waits, each above 0")
 
 
 class StreamSettings(Section, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from gateway.options import (
     MASK,
     DefaultTenantSettings,
     DisconnectSettings,
+    LedgerSettings,
     LoggingSettings,
     PersonaSettings,
     RedisSettings,
@@ -40,6 +41,7 @@ from gateway.options import (
 __all__ = [
     "DefaultTenantSettings",
     "DisconnectSettings",
+    "LedgerSettings",
     "LoggingSettings",
     "PersonaSettings",
     "RedisSettings",
@@ -67,6 +69,7 @@ ENV_PREFIX = {
     "upstream": "HYPERLEAP_",
     "default_tenant": "GATEWAY_",
     "turns": "GATEWAY_TURNS_",
+    "ledger": "GATEWAY_LEDGER_",
     "streams": "GATEWAY_STREAMS_",
     "websocket": "GATEWAY_WEBSOCKET_",
     "sessions": "GATEWAY_SESSIONS_",
@@ -94,6 +97,7 @@ class Settings(Section, frozen=True, kw_only=True):
     upstream: UpstreamSettings = UpstreamSettings()
     default_tenant: DefaultTenantSettings = DefaultTenantSettings()
     turns: TurnSettings = TurnSettings()
+    ledger: LedgerSettings = LedgerSettings()
     streams: StreamSettings = StreamSettings()
     websocket: WebSocketSettings = WebSocketSettings()
     sessions: SessionSettings = SessionSettings()
@@ -371,6 +375,8 @@ def _shown(default: object) -> str:
         return "–"
     if isinstance(default, float):
         return f"`{default:.10g}`"
+    if isinstance(default, tuple):
+        return f"`{','.join(f'{item:g}' for item in default)}`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 

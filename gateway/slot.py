@@ -87,6 +87,7 @@ class Slot:
         environ: Mapping[str, str],
         retire_s: float,
         metrics: WorkersMetrics,
+        on_ready: Callable[[WorkerProcess], None],
         on_lost: Callable[[str], None],
         on_stranded: Callable[[socket.socket], None],
     ) -> None:
@@ -99,6 +100,7 @@ class Slot:
         self._environ = environ
         self._retire_s = retire_s
         self._metrics = metrics
+        self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_stranded = on_stranded
         self._listener: socket.socket | None = None
@@ -172,6 +174,7 @@ class Slot:
         self._ready_at_s = asyncio.get_running_loop().time()
         self._metrics.worker_ready(self.number)
         log_event(logger, logging.INFO, "worker.ready", slot=self.number, worker_id=worker.id, pid=worker.pid)
+        self._on_ready(worker)
         return worker
 
     async def _revive(self) -> None:

@@ -16,7 +16,9 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 SOCKET_DIR_MAX_BYTES: Final = 60  # with a name of 40 it fits the 104 bytes of an address (macOS)
 RETIRE_EXTRA_S: Final = 5.0  # beyond the worker's own hard deadline
+TELL_LOST_S: Final = 60.0  # a worker that is started within this after another died is told of it
 END_EXTRA_S: Final = 30.0  # for the store, beyond that
 
 
@@ -139,6 +142,7 @@ class Supervisor:
         self.metrics = WorkersMetrics(workers)
         self._draining = False
         self._placed = 0
+        self._lost: deque[tuple[float, str]] = deque()  # when, and who: workers that died lately
         self._tasks: list[asyncio.Task[None]] = []
         self._slots = [
             Slot(
@@ -148,6 +152,7 @@ class Supervisor:
                 environ=environ,
                 retire_s=drain_longest_s(settings) + RETIRE_EXTRA_S,
                 metrics=self.metrics,
+                on_ready=self._tell_lost,
                 on_lost=self._worker_lost,
                 on_stranded=self._place,
             )
@@ -204,7 +209,10 @@ class Supervisor:
         return merge([*scrapes, (None, own.decode())]).encode(), content_type
 
     async def readiness(self) -> tuple[bool, dict[str, str]]:
-        """Ready when any slot is served and the store answers its worker; every slot is listed."""
+        """Ready when any slot is served and the store answers its worker; every slot is listed.
+
+        ``peers`` says whether every worker hears the others (see ``Gateway.readiness``).
+        """
         workers = self._workers()
         told = dict(
             zip(workers, await asyncio.gather(*(worker.readiness() for worker in workers.values())), strict=True)
@@ -213,6 +221,7 @@ class Supervisor:
         checks = {
             "supervisor": "draining" if self._draining else "ok",
             "store": "ok" if "ok" in stores else min(stores, default="unknown"),
+            "peers": "ok" if all(checks.get("peers") == "ok" for checks in told.values()) else "deaf",
         }
         served = False
         for slot in self._slots:
@@ -246,7 +255,15 @@ class Supervisor:
 
     def _worker_lost(self, worker_id: str) -> None:
         """Tell every other worker at once: what the lost one owned has no owner now."""
+        self._lost.append((time.monotonic(), worker_id))
         for worker in self._workers().values():
+            worker.tell_lost(worker_id)
+
+    def _tell_lost(self, worker: WorkerProcess) -> None:
+        """Tell a new worker who died lately: there may have been nobody to take over, or he has died too."""
+        while self._lost and self._lost[0][0] < time.monotonic() - TELL_LOST_S:
+            self._lost.popleft()
+        for _, worker_id in self._lost:
             worker.tell_lost(worker_id)
 
 

@@ -8,9 +8,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -18,8 +18,10 @@ from aiohttp import web
 from gateway.app import build
 from gateway.control import Control, Launch
 from gateway.core.errors import GatewayError
+from gateway.core.identity import WorkerId
 from gateway.lifecycle import BACKLOG, HardDeadline, Stop, check_store, drain, drain_longest_s, own_origins, run_app
 from gateway.secret_files import load as load_secrets
+from gateway.services.recovery import Recovery
 from gateway.settings import SettingsError, load
 from gateway.telemetry.logging import configure
 from gateway.telemetry.logging import event as log_event
@@ -33,16 +35,16 @@ ORPHANED: Final = 75  # the exit status of a worker whose supervisor and store a
 class _Post:
     """A worker's post: what its supervisor has told it so far."""
 
-    def __init__(self, control: Control, on_worker_lost: Callable[[str], None]) -> None:
+    def __init__(self, control: Control) -> None:
         loop = asyncio.get_running_loop()
         self.launch: asyncio.Future[Launch] = loop.create_future()
         self.listener: asyncio.Future[socket.socket] = loop.create_future()
         self.server: web.Server | None = None  # of the public application, once it is served
         self.replaced = asyncio.Event()
         self.stop = Stop()
+        self.recovery: Recovery | None = None  # once the worker has one
         self._control = control
-        self._on_worker_lost = on_worker_lost
-        self._adopting: set[asyncio.Task[object]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
     def take(self, word: str, rest: str) -> None:
         match word:
@@ -55,17 +57,20 @@ class _Post:
             case "replaced":
                 self.replaced.set()
             case "worker_lost":
-                self._on_worker_lost(rest)
+                if self.recovery is not None:
+                    self._spawn(self.recovery.worker_lost(WorkerId(rest)))
             case _:
                 log_event(logger, logging.WARNING, "control.misunderstood", word=word)
 
     def adopt(self, connection: socket.socket) -> None:
         """Serve a connection that waited in the queue of a worker that died."""
         assert self.server is not None, "only a worker that said `ready` is given connections"
-        loop = asyncio.get_running_loop()
-        adopting = loop.create_task(loop.connect_accepted_socket(self.server, connection))
-        self._adopting.add(adopting)
-        adopting.add_done_callback(self._adopting.discard)
+        self._spawn(asyncio.get_running_loop().connect_accepted_socket(self.server, connection))
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def orphaned(self) -> None:
         """The supervisor is gone: end too, at once where the store was its own and has ended with it."""
@@ -79,15 +84,10 @@ class _Post:
         self.stop.ask()
 
 
-def log_worker_lost(worker_id: str) -> None:
-    """Note that another worker died in the middle of its turns, which nobody owns now."""
-    log_event(logger, logging.WARNING, "peer.lost", worker_id=worker_id)
-
-
-async def run(control_fd: int, *, on_worker_lost: Callable[[str], None] = log_worker_lost) -> bool:
+async def run(control_fd: int) -> bool:
     """Serve the socket that the supervisor hands over, until SIGTERM, then drain. False: it could not start."""
     control = Control(socket.socket(fileno=control_fd))
-    post = _Post(control, on_worker_lost)
+    post = _Post(control)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, post.stop.ask)
     control.open(post.take, post.orphaned)
@@ -110,6 +110,8 @@ async def _serve(launch: Launch, control: Control, post: _Post) -> None:
         gateway = build(settings, redis_url=launch.redis_url, secrets=secrets, worker_id=launch.worker_id)
         stack.push_async_callback(gateway.aclose)
         await check_store(gateway, settings)
+        gateway.open()
+        post.recovery = gateway.recovery
         public = await run_app(stack, gateway.public)
         internal = await run_app(stack, gateway.internal)
         await web.UnixSite(internal, launch.internal_socket).start()

@@ -105,6 +105,7 @@ async def start_gateway(store_url: str, tmp_path: Path) -> AsyncIterator[StartGa
             settings = load(config, environment)
             gateway = build(settings, redis_url=redis_url or store_url, secrets=SECRETS)
             stack.push_async_callback(gateway.aclose)
+            gateway.open()
             stack.push_async_callback(gateway.turns.aclose, grace_s=0)
             url = await _listen(stack, gateway.public)
             internal_url = await _listen(stack, gateway.internal)

@@ -95,6 +95,7 @@ def test_load_text_values_become_their_types() -> None:
             "GATEWAY_TURNS_LEASE_S": "9.5",
             "GATEWAY_TURNS_PER_MIN_USER": "3",
             "GATEWAY_DATA_DIR": "~/x",
+            "GATEWAY_LEDGER_LOOK_UP_S": "1,2.5",
             "GATEWAY_LOG_LEVEL": "debug",
             "GATEWAY_REDIS_URL": "",
             "HYPERLEAP_PERSONA_ID": PERSONA,
@@ -104,6 +105,7 @@ def test_load_text_values_become_their_types() -> None:
     assert settings.server.page is False
     assert settings.server.data_dir == Path("~/x").expanduser()
     assert settings.turns.lease_s == 9.5
+    assert settings.ledger.look_up_s == (1.0, 2.5)
     assert settings.logging.level == "debug"
     assert settings.redis.url is None
     assert settings.upstream.blob_hosts == ("blob.example",)
@@ -224,6 +226,8 @@ def test_load_foreign_variables_are_ignored() -> None:
         ("[upstream]\nauth_header = 'cookie'\n", "upstream.auth_header", "invalid enum"),
         ("[upstream]\napi_key = 'k'\napi_key_file = 'f'\n", "upstream.api_key_file", "one of them"),
         ("[upstream]\nblob_hosts = ['https://x']\n", "upstream.blob_hosts", "host name"),
+        ("[ledger]\nlook_up_s = []\n", "ledger.look_up_s", "one or more"),
+        ("[ledger]\nlook_up_s = [2.0, 0.0]\n", "ledger.look_up_s", "above 0"),
         ("[logging]\nlevel = 'loud'\n", "logging.level", "invalid enum"),
         ("[default_tenant]\norigins = ['*']\n", "default_tenant.origins", "wildcard"),
         ("[tenants.Acme]\n", "tenants.Acme.personas", "required"),

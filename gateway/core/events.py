@@ -15,7 +15,8 @@ import msgspec
 
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import Code, GatewayError
-from gateway.core.identity import TenantId, UserHash
+from gateway.core.identity import TenantId, UserHash, WorkerId
+from gateway.core.ledger import Settlement
 from gateway.core.turn import StopReason, TurnId, TurnState, Usage
 
 
@@ -146,7 +147,11 @@ def advance(event: Event) -> int:
 
 
 def after(entries: Iterable[Entry], position: int) -> list[Entry]:
-    """Return what lies after a position, cutting the delta that the position falls into."""
+    """Return what lies after a position, each position once.
+
+    The delta that the position falls into is cut, and so is one that begins before the end of the entry before it, as
+    when an append whose answer was lost is sent again with more text.
+    """
     found: list[Entry] = []
     for entry in entries:
         if entry.position <= position:
@@ -155,6 +160,7 @@ def after(entries: Iterable[Entry], position: int) -> list[Entry]:
         if type(event) is TextDelta and entry.position - len(event.text) < position:
             entry = Entry(entry.position, TextDelta(event.text[position - entry.position :]))
         found.append(entry)
+        position = entry.position
     return found
 
 
@@ -206,17 +212,23 @@ class Claim(NamedTuple):
     outcome: str  # started | repeated | mismatched | busy | orphaned | unknown
     turn_id: TurnId
     ordinal: int
+    messages_before: int = 0
+    last_message_id: str | None = None
 
 
 class Appended(NamedTuple):
-    """What an append tells the owner: a stop asked for elsewhere, and how many readers other workers have."""
+    """What an append tells the owner: a stop asked for elsewhere, and which other workers have readers of the turn."""
 
     stop: StopReason | None
-    followers: int
+    followers: Sequence[WorkerId]
 
 
 class TurnRecord(NamedTuple):
-    """What is known of a turn outside its log. ``leased`` says whether its owner has been heard of lately."""
+    """What is known of a turn outside its log. ``leased`` says whether its owner has been heard of lately.
+
+    ``messages_before`` and ``last_message_id`` are how the vendor's copy of the conversation ended, as far as was
+    known, before the turn's own message: its answer lies after them. ``message_id`` is the answer's, once it ended.
+    """
 
     turn_id: TurnId
     conversation_id: ConversationId
@@ -224,26 +236,50 @@ class TurnRecord(NamedTuple):
     state: TurnState
     epoch: int
     leased: bool
+    persona: str
+    messages_before: int
+    last_message_id: str | None
+    message_id: str | None
+
+
+class Heading(msgspec.Struct, frozen=True):
+    """What a turn's record is written from: at its claim, and again by its owner when the store has lost it."""
+
+    turn_id: TurnId
+    conversation_id: ConversationId
+    owner: UserHash
+    persona: str
+    message: Message
+    body_hash: str
+    idempotency_key: str | None
+    ordinal: int = 0  # 0 until claimed
+    messages_before: int = 0
+    last_message_id: str | None = None
 
 
 class EventLog(Protocol):
-    """The shared, durable log of every turn. Raises GatewayError(store_unavailable); writes are idempotent."""
+    """The shared, durable log of every turn, as one worker sees it. Raises GatewayError(store_unavailable).
 
-    async def claim(
-        self,
-        tenant: TenantId,
-        conversation_id: ConversationId,
-        turn_id: TurnId,
-        *,
-        owner: UserHash,
-        idempotency_key: str | None,
-        body_hash: str,
-        message: Message,
-    ) -> Claim:
-        """Make ``turn_id`` the conversation's one active turn, in one step.
+    Writes are idempotent. Writes of an owner raise Fenced when another worker owns the turn, LogLost when the store
+    has lost its record, and LogBehind when the log ends before the position that the entries follow.
+    """
+
+    async def claim(self, tenant: TenantId, heading: Heading) -> Claim:
+        """Make a turn its conversation's one active turn, in one step.
 
         That writes its ``turn.started`` and the user's message, so every device sees the question while the
-        answer runs.
+        answer runs, and tells the workers that watch the conversation.
+        """
+        ...
+
+    async def release(self, tenant: TenantId, heading: Heading) -> None:
+        """Undo a claim whose turn never began, as when its answer was lost; nothing happens where there is none."""
+        ...
+
+    async def restore(self, tenant: TenantId, heading: Heading, epoch: int) -> None:
+        """Write the record of a running turn again that the store has lost; its log is empty then.
+
+        Nothing happens where there is a record. The caller owns the turn and appends its log anew from position 0.
         """
         ...
 
@@ -253,12 +289,19 @@ class EventLog(Protocol):
         """Return the turn that an idempotency key led to and its body's hash; None when the key is new."""
         ...
 
-    async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> Appended:
-        """Append entries and renew the lease; learn whether to stop, and how many read the turn elsewhere.
+    async def append(
+        self, tenant: TenantId, turn_id: TurnId, epoch: int, after: int, entries: Sequence[Entry]
+    ) -> Appended:
+        """Append entries that follow position ``after``, and renew the lease.
 
         Entries at or before the log's last position are skipped, so resending is safe.
-        Raises Fenced when the epoch is no longer the owner's, LogLost when the store has lost the turn.
         """
+        ...
+
+    async def hand_over(
+        self, tenant: TenantId, turn_id: TurnId, epoch: int, after: int, entries: Sequence[Entry]
+    ) -> None:
+        """Append as ``append`` does and give the lease up: any other worker may take the turn over at once."""
         ...
 
     async def finish(
@@ -267,12 +310,17 @@ class EventLog(Protocol):
         conversation_id: ConversationId,
         turn_id: TurnId,
         epoch: int,
+        after: int,
         entries: Sequence[Entry],
         messages: Sequence[Message],
+        settlement: Settlement,
+        *,
+        look_up: bool,
     ) -> None:
-        """Append the last entries (an ending last), free the conversation, extend its cached transcript.
+        """Append the last entries (an ending last), free the conversation, extend its cached transcript, settle.
 
-        Raises as ``append`` does.
+        All in one step, so a turn that has an ending has a settlement: written for good, or with ``look_up`` kept
+        until its tokens have been looked up at the vendor (see ``core.ledger``).
         """
         ...
 
@@ -284,21 +332,80 @@ class EventLog(Protocol):
         """Return what is known of a turn; None when it never was or its time to live is over."""
         ...
 
-    async def take_over(self, tenant: TenantId, turn_id: TurnId) -> int | None:
-        """Fence a turn whose lease ran out and return the new epoch; None when its owner lives or it has ended."""
+    async def orphans(self, tenant: TenantId, lost: WorkerId | None) -> list[TurnId]:
+        """Return some running turns whose lease ran out, or all that ``lost`` owned when it died."""
         ...
 
-    async def follow(self, tenant: TenantId, turn_id: TurnId, reader: str, life_s: float) -> None:
-        """Say that ``reader`` follows a turn from a worker that does not own it; 0 says that it has left."""
+    async def take_over(self, tenant: TenantId, turn_id: TurnId, lost: WorkerId | None = None) -> int | None:
+        """Fence a turn whose lease ran out, or whose owner ``lost`` is dead, and own it; return the new epoch.
+
+        None when its owner lives, it has ended, or an outage of the store ended less than a lease ago.
+        """
+        ...
+
+    async def follow(self, tenant: TenantId, turn_id: TurnId, life_s: float) -> Followed | None:
+        """Say that this worker has readers of a turn that another owns; 0 says that it has none any more.
+
+        The owner is told at once and shows its events to this worker from then on. None when there is no such turn.
+        """
+        ...
+
+    async def watch(self, tenant: TenantId, conversation_id: ConversationId, life_s: float) -> None:
+        """Have this worker told of every turn that begins in a conversation; 0 ends it."""
+        ...
+
+    async def show(self, worker: WorkerId, shown: Sequence[Shown]) -> None:
+        """Give entries to a worker that follows their turns, whether or not the log has them yet. May be lost."""
         ...
 
     async def request_stop(self, tenant: TenantId, turn_id: TurnId, reason: StopReason) -> None:
-        """Set the stop flag that the owner sees in its next append's answer."""
+        """Have a turn's owner stop it: told at once, and again by its next append's answer."""
         ...
+
+
+class Followed(NamedTuple):
+    """How a followed turn stands: its state, whether its owner is alive, and where its log ends."""
+
+    state: TurnState
+    leased: bool
+    position: int
+
+
+class Shown(NamedTuple):
+    """Entries of a turn on their way to a worker that follows it; they follow position ``after`` without a gap."""
+
+    turn_id: TurnId
+    after: int
+    entries: Sequence[Entry]
+
+
+class Hearer(Protocol):
+    """Takes what other workers tell this one. Methods return quickly and do not raise. Anything may be lost."""
+
+    def stop_asked(self, turn_id: TurnId, reason: StopReason, /) -> None: ...
+
+    def followers_changed(self, turn_id: TurnId, workers: Sequence[WorkerId], /) -> None: ...
+
+    def shown(self, shown: Shown, /) -> None: ...
+
+    def turn_began(
+        self, tenant: TenantId, conversation_id: ConversationId, turn_id: TurnId, owner: UserHash, /
+    ) -> None: ...
+
+    def heard_again(self) -> None:
+        """The way here was cut for a while: the store may have lost what was written just before."""
 
 
 class LogLost(Exception):
     """The store has lost the turn's record (emptied, failed over): nobody took it over, nobody can read it there."""
+
+
+class LogBehind(Exception):
+    """The store's log ends at ``position``, before what its owner thought saved: send again from there."""
+
+    def __init__(self, turn_id: TurnId, position: int) -> None:
+        super().__init__(turn_id, position)
+        self.position = position
 
 
 class Fenced(Exception):

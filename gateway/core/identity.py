@@ -11,6 +11,7 @@ from typing import NamedTuple, NewType, Protocol
 TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
 UserHash = NewType("UserHash", str)  # keyed hash of a user id: the only form that reaches Redis, logs or the vendor
+WorkerId = NewType("WorkerId", str)  # one process of the gateway; never used again by another
 
 TENANT_ID = re.compile(r"[a-z0-9-]{1,32}")
 ALIAS = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from gateway.core.errors import GatewayError
-from gateway.core.events import EventLog, Fenced, LogLost
-from gateway.core.identity import TenantId
+from gateway.core.events import EventLog, Fenced, LogBehind, LogLost
+from gateway.core.identity import TenantId, WorkerId
 from gateway.core.turn import StopReason
 from gateway.services.live_log import LiveLog
 from gateway.telemetry.logging import throttled
@@ -23,27 +23,31 @@ logger = logging.getLogger(__name__)
 BEATS_PER_INTERVAL: Final = 8
 
 
+class Owner(Protocol):
+    """Owns a turn, and is told what the store answers to its appends. Methods must not raise."""
+
+    def stop(self, reason: StopReason, /) -> None: ...
+
+    def followed(self, workers: Sequence[WorkerId], asked_at_s: float, /) -> None:
+        """Take in which workers followed the turn when the store was asked, on the loop's clock, or just after."""
+
+    def let_go(self) -> None:
+        """Another worker owns the turn."""
+
+    async def restore(self) -> None:
+        """Write the turn's record again; raises GatewayError."""
+
+
 class JournalEntry:
     """One turn's place in the journal."""
 
-    __slots__ = ("due", "epoch", "live", "on_fenced", "on_followers", "on_stop", "saved_at_s", "saving", "tenant")
+    __slots__ = ("due", "epoch", "live", "owner", "saved_at_s", "saving", "tenant")
 
-    def __init__(
-        self,
-        tenant: TenantId,
-        live: LiveLog,
-        epoch: int,
-        on_stop: Callable[[StopReason], None],
-        on_followers: Callable[[int], None],
-        on_fenced: Callable[[], None],
-        now_s: float,
-    ) -> None:
+    def __init__(self, tenant: TenantId, live: LiveLog, epoch: int, owner: Owner, now_s: float) -> None:
         self.tenant = tenant
         self.live = live
         self.epoch = epoch
-        self.on_stop = on_stop
-        self.on_followers = on_followers
-        self.on_fenced = on_fenced
+        self.owner = owner
         self.due = False
         self.saving: asyncio.Task[None] | None = None
         self.saved_at_s = now_s
@@ -62,19 +66,10 @@ class Journal:
         self._heart: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
 
-    def open(
-        self,
-        tenant: TenantId,
-        live: LiveLog,
-        *,
-        epoch: int,
-        on_stop: Callable[[StopReason], None],
-        on_followers: Callable[[int], None],
-        on_fenced: Callable[[], None],
-    ) -> JournalEntry:
+    def open(self, tenant: TenantId, live: LiveLog, *, epoch: int, owner: Owner) -> JournalEntry:
         """Take a turn into the journal; the caller must ``close`` it before it finishes the log."""
         self._loop = loop = asyncio.get_running_loop()  # kept: asking for it is a system call on Python 3.11
-        entry = JournalEntry(tenant, live, epoch, on_stop, on_followers, on_fenced, loop.time())
+        entry = JournalEntry(tenant, live, epoch, owner, loop.time())
         self._entries.add(entry)
         if self._heart is None:
             self._heart = loop.call_later(self._heartbeat_s / 3, self._renew)
@@ -84,14 +79,8 @@ class Journal:
         """Note that a turn has entries to save: at once where readers wait for them, else on the coming beat."""
         if entry.live.holding:
             self._save(entry)
-        elif not entry.due:
-            entry.due = True
-            loop = self._loop
-            beat = int((loop.time() + self._interval_s) / self._beat_s)
-            if beat not in self._beats:
-                self._beats[beat] = []
-                loop.call_at(beat * self._beat_s, self._on_beat, beat)
-            self._beats[beat].append(entry)
+        else:
+            self._save_on_beat(entry)
 
     async def close(self, entry: JournalEntry) -> None:
         """Let go of a turn, after an append under way has ended."""
@@ -101,6 +90,18 @@ class Journal:
         if not self._entries and self._heart is not None:
             self._heart.cancel()
             self._heart = None
+
+    def _save_on_beat(self, entry: JournalEntry) -> None:
+        """Save on the coming beat; once, however often this is said."""
+        if entry.due or entry not in self._entries:
+            return
+        entry.due = True
+        loop = self._loop
+        beat = int((loop.time() + self._interval_s) / self._beat_s)
+        if beat not in self._beats:
+            self._beats[beat] = []
+            loop.call_at(beat * self._beat_s, self._on_beat, beat)
+        self._beats[beat].append(entry)
 
     def _on_beat(self, beat: int) -> None:
         for entry in self._beats.pop(beat):
@@ -120,33 +121,48 @@ class Journal:
             entry.saving = self._loop.create_task(self._append(entry))
 
     async def _append(self, entry: JournalEntry) -> None:
-        live = entry.live
+        live, loop = entry.live, self._loop
         entries = live.unsaved()
-        position = live.position
+        position, asked_at_s = live.position, loop.time()
+        again = False
         try:
-            told = await self._log.append(entry.tenant, live.turn_id, entry.epoch, entries)
+            told = await self._log.append(entry.tenant, live.turn_id, entry.epoch, live.saved_position, entries)
         except Fenced:
             self._entries.discard(entry)
-            entry.on_fenced()
+            entry.owner.let_go()
+            return
+        except LogBehind as behind:
+            throttled(logger, "log.behind", turn_id=live.turn_id)
+            live.saved_position = behind.position  # the store has lost the rest: the next append brings it again
+            again = True
             return
         except LogLost:
-            # Nobody has taken the turn over: it goes on to the readers here, and its ending is told to them.
-            throttled(logger, "log.lost", turn_id=live.turn_id)
-            entry.saved_at_s = self._loop.time()
-            live.saved(position)
+            again = await self._restore(entry)
             return
         except GatewayError:
             # The store is away: what is unsaved stays, and the next beat sends it again.
-            if entry in self._entries:
-                self._loop.call_later(self._interval_s, self._save, entry)
+            self._save_on_beat(entry)
             return
         finally:
             entry.saving = None
-        entry.saved_at_s = self._loop.time()
+            if again:
+                self._save(entry)
+        entry.saved_at_s = loop.time()
         live.saved(position)
         if entry in self._entries:
             if told.stop is not None:
-                entry.on_stop(told.stop)
-            entry.on_followers(told.followers)
+                entry.owner.stop(told.stop)
+            entry.owner.followed(told.followers, asked_at_s)
         if live.holding:
             self._save(entry)
+
+    async def _restore(self, entry: JournalEntry) -> bool:
+        """Write a record again that the store has lost; the whole log follows."""
+        throttled(logger, "log.lost", turn_id=entry.live.turn_id)
+        try:
+            await entry.owner.restore()
+        except GatewayError:
+            self._save_on_beat(entry)
+            return False
+        entry.live.saved_position = 0
+        return True

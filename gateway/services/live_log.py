@@ -2,98 +2,46 @@
 
 ``message.started`` and deltas are shown at once; any other event is shown only after the store has it, and
 what follows it waits with it, so readers see one order everywhere. Saved deltas are merged in memory as they
-are in the store, so a long answer costs its text and little more.
+are in the store, so a long answer costs its text and little more. The whole log stays here until the turn has
+ended, so that it can be written again when the store has lost it.
 """
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final
 
 from gateway.core.conversation import ConversationId
-from gateway.core.events import Entry, Event, MessageStarted, TextDelta, advance, after, is_ending, merged
+from gateway.core.events import Entry, Event, MessageStarted, TextDelta, advance, after, merged
 from gateway.core.turn import TurnId
-
-logger = logging.getLogger(__name__)
+from gateway.services.window import Window, position_of
 
 SHOWN_EARLY: Final = frozenset({MessageStarted, TextDelta})
 COMPACT_CHARS: Final = 4_096  # saved deltas are joined up to about this length
-PAGE: Final = 256  # entries that a reader behind takes at once …
-PAGE_CHARS: Final = 32_768  # … and text, so that a slow connection is handed little that it has not sent
-
-Encoder = Callable[[str, str, Sequence[Entry]], bytes]
 
 
-class Batch:
-    """Neighbouring entries of one turn on their way to readers, encoded once for all readers of a dialect."""
+class LiveLog(Window):
+    """One running turn's entries, from the beginning. A reader cannot miss a beat: nothing here awaits."""
 
-    __slots__ = ("_encoded", "conversation_id", "ends", "entries", "turn_id")
+    __slots__ = ("_compact_from", "_held", "abandoned", "position", "saved_position")
 
-    def __init__(self, turn_id: TurnId, conversation_id: ConversationId, entries: Sequence[Entry]) -> None:
-        self.turn_id = turn_id
-        self.conversation_id = conversation_id
-        self.entries = entries
-        self.ends = is_ending(entries[-1].event)
-        self._encoded: dict[Encoder, bytes] = {}
-
-    def encoded(self, encoder: Encoder) -> bytes:
-        """Return the batch in a dialect; the encoder runs once however many readers share it."""
-        data = self._encoded.get(encoder)
-        if data is None:
-            data = self._encoded[encoder] = encoder(self.turn_id, self.conversation_id, self.entries)
-        return data
-
-
-class Reader(Protocol):
-    """A cursor at the head of a live log. Its methods must return quickly and must not raise."""
-
-    def pushed(self, batch: Batch, /) -> None: ...
-
-    def released(self) -> None:
-        """The log goes on elsewhere: read on from the store."""
-
-
-class LiveLog:
-    """One running turn's entries. Not thread-safe; every method is synchronous, so a reader cannot miss a beat."""
-
-    __slots__ = (
-        "_compact_from",
-        "_held",
-        "_readers",
-        "_shown",
-        "_unsaved",
-        "abandoned",
-        "conversation_id",
-        "position",
-        "turn_id",
-    )
-
-    def __init__(self, turn_id: TurnId, conversation_id: ConversationId, started: Entry) -> None:
-        self.turn_id = turn_id
-        self.conversation_id = conversation_id
-        self.position = started.position
+    def __init__(self, turn_id: TurnId, conversation_id: ConversationId, stored: Sequence[Entry]) -> None:
+        """``stored`` is what the store has of the log, ``turn.started`` at least."""
+        super().__init__(turn_id, conversation_id, 0, list(stored))
+        self.position = self.saved_position = self.head
         self.abandoned = False
-        self._shown: list[Entry] = [started]  # turn.started is in the store before the turn exists here
-        self._compact_from = 1
-        self._unsaved: list[Entry] = []
+        self._compact_from = len(self._shown)
         self._held: list[Entry] = []
-        self._readers: list[Reader] = []
 
     @property
-    def ended(self) -> bool:
-        """Whether the ending has been shown."""
-        return is_ending(self._shown[-1].event)
+    def closed(self) -> bool:
+        return self.abandoned
 
     @property
     def holding(self) -> bool:
         """Whether entries wait for the store before they may be shown: save at once."""
         return bool(self._held)
-
-    @property
-    def readers(self) -> int:
-        return len(self._readers)
 
     def add(self, events: Sequence[Event]) -> None:
         """Give events their positions and show what may be shown."""
@@ -101,7 +49,6 @@ class LiveLog:
         for event in events:
             self.position += advance(event)
             entry = Entry(self.position, event)
-            self._unsaved.append(entry)
             if self._held or type(event) not in SHOWN_EARLY:
                 self._held.append(entry)
             else:
@@ -110,12 +57,16 @@ class LiveLog:
             self._show(merged(early) if len(early) > 1 else early)
 
     def unsaved(self) -> list[Entry]:
-        """Return what the store does not have yet, deltas merged."""
-        return merged(self._unsaved)
+        """Return what the store does not have yet, deltas merged; it follows ``saved_position``."""
+        return merged(self.shown_after(self.saved_position) + self._held)
+
+    def shown_after(self, position: int) -> list[Entry]:
+        """Return what has been shown after a position."""
+        return after(self._shown[bisect_right(self._shown, position, key=position_of) :], position)
 
     def saved(self, position: int) -> None:
         """Note that the store has everything up to a position, and show what waited for that."""
-        self._unsaved = [entry for entry in self._unsaved if entry.position > position]
+        self.saved_position = position
         ready = [entry for entry in self._held if entry.position <= position]
         if ready:
             self._held = self._held[len(ready) :]
@@ -123,7 +74,7 @@ class LiveLog:
             ready.append(self._held.pop(0))
         if ready:
             self._show(ready)
-        done = bisect_right(self._shown, position, lo=self._compact_from, key=_position)
+        done = bisect_right(self._shown, position, lo=self._compact_from, key=position_of)
         begin = self._compact_from
         last = self._shown[begin - 1].event
         if type(last) is TextDelta and len(last.text) < COMPACT_CHARS:
@@ -133,21 +84,13 @@ class LiveLog:
             self._shown[begin:done] = joined
             self._compact_from = begin + len(joined)
         else:
-            self._compact_from = done
+            self._compact_from = max(done, self._compact_from)
 
-    def read(self, position: int) -> Batch | None:
-        """Return the next page after a position; None when the cursor is at the head."""
-        if position >= self._shown[-1].position:
-            return None
-        index = bisect_right(self._shown, position, key=_position)
-        page: list[Entry] = []
-        chars = 0
-        for entry in after(self._shown[index : index + PAGE], position):
-            page.append(entry)
-            chars += advance(entry.event)
-            if chars >= PAGE_CHARS:
-                break
-        return Batch(self.turn_id, self.conversation_id, merged(page))
+    def end(self, ending: Entry) -> None:
+        """Show everything, the ending last, which the store has or will not get in time."""
+        self.saved(self.position)
+        self.position = self.saved_position = ending.position
+        self._show([ending])
 
     def text(self) -> str:
         """Return the answer so far, what waits for the store included."""
@@ -155,32 +98,7 @@ class LiveLog:
             [entry.event.text for entry in (*self._shown, *self._held) if isinstance(entry.event, TextDelta)]
         )
 
-    def attach(self, reader: Reader) -> None:
-        """Push to a reader from now on. The caller has read to the head in the same step."""
-        self._readers.append(reader)
-
-    def detach(self, reader: Reader) -> None:
-        if reader in self._readers:
-            self._readers.remove(reader)
-
     def abandon(self) -> None:
         """Note that another worker owns the turn now, and send this one's readers to the store."""
         self.abandoned = True
-        for reader in tuple(self._readers):
-            reader.released()
-
-    def _show(self, entries: list[Entry]) -> None:
-        self._shown += entries
-        if self._readers:
-            batch = Batch(self.turn_id, self.conversation_id, entries)
-            for reader in tuple(self._readers):  # a reader that falls behind detaches meanwhile
-                try:
-                    reader.pushed(batch)
-                except Exception:  # one reader's connection must not end the turn for all
-                    logger.exception("reader.crashed")
-                    self.detach(reader)
-                    reader.released()
-
-
-def _position(entry: Entry) -> int:
-    return entry.position
+        self.release()

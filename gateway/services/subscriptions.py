@@ -1,31 +1,29 @@
 """Readers of turns: each a cursor that replays what it missed and then follows live.
 
-A reader at the head of a live log is *pushed* to from the upstream's data callback. One whose connection
-cannot keep up is *pulled*: it reads from the log at its own pace until it has caught up. A cursor holds no
-events, so a slow reader costs no copy and slows nobody.
+A reader at the head of a turn is *pushed* to: from the upstream's data callback where the turn runs here, from what
+its owner shows where it runs on another worker. One whose connection cannot keep up is *pulled*: it reads from the
+log at its own pace until it has caught up. A cursor holds no events, so a slow reader costs no copy and slows nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import uuid
 from typing import Final, Protocol
 
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import EventId, EventLog, TurnRecord, merged
+from gateway.core.events import EventId, EventLog, TurnRecord, after, merged
 from gateway.core.identity import Principal, TenantId
 from gateway.core.turn import TurnId
 from gateway.services.conversations import Conversations
-from gateway.services.live_log import Batch, LiveLog
-from gateway.services.recovery import Recovery
-from gateway.services.turns import Turn, Turns
-from gateway.telemetry.metrics import Metrics
+from gateway.services.following import Following
+from gateway.services.owned_turn import OwnedTurn
+from gateway.services.roster import Roster
+from gateway.services.window import Batch, Window
 
 PAGE: Final = 256
-FOLLOW_LIFE_S: Final = 4.5  # three of the owner's heartbeats
-POLL_S: Final = 0.25  # between looks at a log that another process writes
+LAG_S: Final = 0.05  # between looks for entries that were shown elsewhere but are not in the log yet
+MISSING_MAX: Final = 100  # looks without a result after the ending was shown
 
 
 class Sink(Protocol):
@@ -54,131 +52,161 @@ class Subscription:
         turn_id: TurnId,
         conversation_id: ConversationId,
         position: int,
-        turn: Turn | None,
+        *,
+        finished: bool,
     ) -> None:
+        """``finished``: the whole log is in the store."""
         self.turn_id = turn_id
         self.conversation_id = conversation_id
         self.position = position
         self.resumed = position > 0
         self.replayed = 0  # events that were pulled, deltas merged
+        self.left = False  # ended before its turn, by ``leave``
         self._subscriptions = subscriptions
         self._tenant = tenant
-        self._live = turn.live if turn is not None else None
-        self._presence = turn.presence if turn is not None else None
-        self._following: str | None = None  # as whom this reader is known to the turn's owner on another worker
-        self._follow_again_s = 0.0
-        self.left = False  # ended before its turn, by ``leave``
+        self._finished = finished
         self._ended = False
         self._sink: Sink | None = None
         self._wake: asyncio.Future[None] | None = None
+        self._window: Window  # that pushes, while there is a ``_wake``
+        self._behind = False
 
     async def deliver(self, sink: Sink) -> None:
-        """Write every event after the cursor to ``sink``, in order and once, until the ending or ``leave``."""
-        if self._presence is not None:
-            self._presence.joined()
-        try:
-            await self._deliver(sink)
-        finally:
-            if self._presence is not None:
-                self._presence.left()
-            if self._following is not None and not self._ended:
-                self._subscriptions.unfollow(self._tenant, self.turn_id, self._following)
+        """Write every event after the cursor to ``sink``, in order and once, until the ending or ``leave``.
 
-    async def _deliver(self, sink: Sink) -> None:
+        The turn may move meanwhile: its owner may lose it to another worker, or this one may take it over.
+        Raises what ``sink`` raises, and GatewayError: history_lost, store_unavailable.
+        """
+        self._sink = sink
         while not self._ended and not self.left:
-            batch = self._live.read(self.position) if self._live is not None else await self._stored()
-            if batch is not None:
-                await sink.write(batch)
-                self._advance(batch)
-                self.replayed += len(batch.entries)
-            elif self._live is None:
-                await asyncio.sleep(POLL_S)
-            elif self._live.abandoned:
-                self._live = None
-            elif self._live.ended:
+            turn = self._subscriptions.roster.find(self.turn_id)
+            if turn is not None and not turn.live.abandoned:
+                goes_on = await self._read_owned(turn)
+            elif self._finished:
+                goes_on = await self._read_stored()
+            else:
+                goes_on = await self._read_remote()
+            if not goes_on:
                 return
-            elif not await self._follow(self._live, sink):
-                await sink.drain()
 
     def leave(self) -> None:
         """Let ``deliver`` return between two events; what follows ``position`` is for another reader."""
         self.left = not self._ended
         self.released()
 
-    async def _follow(self, live: LiveLog, sink: Sink) -> bool:
+    async def _read_owned(self, turn: OwnedTurn) -> bool:
+        """Read a turn of this worker until its ending, or until it moves (True)."""
+        turn.presence.joined()
+        try:
+            return await self._read(turn.live)
+        finally:
+            turn.presence.left()
+
+    async def _read_remote(self) -> bool:
+        """Read a turn of another worker until its ending, or until this worker takes it over (True)."""
+        following = self._subscriptions.following
+        remote = following.join(self._tenant, self.turn_id, self.conversation_id)
+        try:
+            return await self._read(remote)
+        finally:
+            following.leave(remote)
+
+    async def _read(self, window: Window) -> bool:
+        """Read from a window, and from the log what lies before it; True when the log goes on elsewhere."""
+        assert self._sink is not None
+        missing = 0
+        while not self._ended and not self.left and not window.closed:
+            if window.error is not None:
+                raise window.error
+            if self.position < window.base:
+                try:
+                    pulled = await self._pull()
+                except GatewayError:
+                    pulled = False  # the store is away: the window knows for how long that is borne
+                if pulled:
+                    missing = 0
+                    continue
+                missing += 1
+                if window.ended and missing > MISSING_MAX:
+                    raise GatewayError(Code.HISTORY_LOST, extra={"turn_id": self.turn_id})
+                await asyncio.sleep(LAG_S)
+                continue
+            batch = window.read(self.position)
+            if batch is not None:
+                await self._write(batch)
+            elif window.ended:
+                return False  # a cursor at the ending
+            elif not await self._wait(window):
+                await self._sink.drain()
+        return window.closed
+
+    async def _read_stored(self) -> bool:
+        """Read a page of a finished turn from the log; True until the ending."""
+        if not await self._pull():
+            # The log's life ended while it was read, or the store has lost it.
+            raise GatewayError(Code.HISTORY_LOST, extra={"turn_id": self.turn_id})
+        return not self._ended
+
+    async def _pull(self) -> bool:
+        """Write a page from the log; False when it has nothing after the cursor (yet)."""
+        page = await self._subscriptions.log.read(self._tenant, self.turn_id, self.position, PAGE)
+        if page:
+            await self._write(Batch(self.turn_id, self.conversation_id, merged(page)))
+        return bool(page)
+
+    async def _write(self, batch: Batch) -> None:
+        assert self._sink is not None
+        await self._sink.write(batch)
+        self._advance(batch)
+        self.replayed += len(batch.entries)
+
+    async def _wait(self, window: Window) -> bool:
         """Be pushed to until the turn ends or moves (True) or the connection falls behind (False)."""
-        self._sink = sink
         self._wake = asyncio.get_running_loop().create_future()
-        live.attach(self)
+        self._window = window
+        self._behind = False
+        window.attach(self)
         try:
             await self._wake
-            return self._ended or self.left or live.abandoned
+            return not self._behind
         finally:
-            live.detach(self)
+            window.detach(self)
 
     def pushed(self, batch: Batch, /) -> None:
         assert self._sink is not None
         assert self._wake is not None
+        if batch.begins < self.position:  # shown elsewhere before it was in the log, and now here
+            entries = after(batch.entries, self.position)
+            if not entries:
+                if batch.ends:  # a cursor that no event ever had: there is nothing more for it
+                    self.released()
+                return
+            batch = Batch(self.turn_id, self.conversation_id, entries)
         keeps_up = self._sink.push(batch)
         self._advance(batch)
         if not (keeps_up and not self._ended) and not self._wake.done():
+            self._behind = not keeps_up
             self._wake.set_result(None)
-            if self._live is not None:
-                self._live.detach(self)
+            self._window.detach(self)
 
     def released(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+            self._window.detach(self)  # at once: what is shown next may not follow this cursor
 
     def _advance(self, batch: Batch) -> None:
         self.position = batch.entries[-1].position
         self._ended = batch.ends
 
-    async def _stored(self) -> Batch | None:
-        """Read a page from the store; None when there is nothing yet of a turn that runs elsewhere."""
-        page = await self._subscriptions.log.read(self._tenant, self.turn_id, self.position, PAGE)
-        if page:
-            return Batch(self.turn_id, self.conversation_id, merged(page))
-        record = await self._subscriptions.log.record(self._tenant, self.turn_id)
-        if record is None or record.state.ended:
-            page = await self._subscriptions.log.read(self._tenant, self.turn_id, self.position, PAGE)
-            if page:
-                return Batch(self.turn_id, self.conversation_id, merged(page))
-            # The log's life ended while it was read, or the store has lost it.
-            raise GatewayError(Code.HISTORY_LOST, extra={"turn_id": self.turn_id})
-        if not record.leased:
-            await self._subscriptions.recovery.recover(self._tenant, self.turn_id)
-        else:
-            await self._keep_following()
-        return None
-
-    async def _keep_following(self) -> None:
-        """Let the turn's owner on another worker know that somebody reads it here."""
-        now_s = asyncio.get_running_loop().time()
-        if now_s >= self._follow_again_s:
-            self._following = self._following or uuid.uuid4().hex
-            self._follow_again_s = now_s + FOLLOW_LIFE_S / 3
-            await self._subscriptions.log.follow(self._tenant, self.turn_id, self._following, FOLLOW_LIFE_S)
-
 
 class Subscriptions:
     """Opens readers, after checking that the turn belongs to the principal."""
 
-    def __init__(
-        self,
-        *,
-        turns: Turns,
-        log: EventLog,
-        conversations: Conversations,
-        recovery: Recovery,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, *, roster: Roster, log: EventLog, following: Following, conversations: Conversations) -> None:
+        self.roster = roster
         self.log = log
-        self.recovery = recovery
-        self._turns = turns
+        self.following = following
         self._conversations = conversations
-        self._metrics = metrics
-        self._leaving: set[asyncio.Task[None]] = set()
 
     async def open(
         self,
@@ -197,43 +225,34 @@ class Subscriptions:
             raise GatewayError(Code.INVALID_CURSOR, "The cursor is of another turn.", field="after")
         position = after.position if after is not None else 0
         tenant = principal.tenant.id
-        turn = self._turns.find(turn_id)
+        turn = self.roster.find(turn_id)
         if turn is not None:
-            if turn.tenant.id != tenant or turn.conversation.owner != principal.user_hash:
+            heading = turn.heading
+            if turn.tenant.id != tenant or heading.owner != principal.user_hash:
                 raise GatewayError(Code.NOT_FOUND)
-            self._check_persona(principal, turn.conversation.persona)
-            _check_conversation(turn.conversation.id, conversation_id)
-            if position > turn.live.position:
+            self._check_persona(principal, heading.persona)
+            _check_conversation(heading.conversation_id, conversation_id)
+            if position > turn.live.position and not turn.rescued:
                 raise _beyond()
-            return Subscription(self, tenant, turn_id, turn.conversation.id, position, turn)
+            return Subscription(self, tenant, turn_id, heading.conversation_id, position, finished=False)
         record = await self.log.record(tenant, turn_id)
         if record is None or record.owner != principal.user_hash:
             raise GatewayError(Code.NOT_FOUND)
-        if principal.personas is not None:
-            await self._conversations.owned(principal, record.conversation_id)
+        self._check_persona(principal, record.persona)
         _check_conversation(record.conversation_id, conversation_id)
-        subscription = Subscription(self, tenant, turn_id, record.conversation_id, position, None)
-        if record.state.ended and not await self.log.read(tenant, turn_id, position, 1):
+        ended = record.state.ended
+        if ended and not await self.log.read(tenant, turn_id, position, 1):
             if position and await self.log.read(tenant, turn_id, position - 1, 1):
                 return None
             if await self.log.read(tenant, turn_id, 0, 1):
                 raise _beyond()
             raise await self._history_lost(principal, record)
-        return subscription
+        return Subscription(self, tenant, turn_id, record.conversation_id, position, finished=ended)
 
-    def unfollow(self, tenant: TenantId, turn_id: TurnId, reader: str) -> None:
-        """Let a turn's owner elsewhere know that a reader has left; without it the owner would learn it later."""
-        task = asyncio.get_running_loop().create_task(self._unfollow(tenant, turn_id, reader))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
-
-    async def _unfollow(self, tenant: TenantId, turn_id: TurnId, reader: str) -> None:
-        with contextlib.suppress(GatewayError):
-            await self.log.follow(tenant, turn_id, reader, 0)
-
-    def join(self, principal: Principal, turn: Turn) -> Subscription:
+    def join(self, principal: Principal, turn: OwnedTurn) -> Subscription:
         """Open a reader of a turn that has just begun on this worker, from its beginning."""
-        return Subscription(self, principal.tenant.id, turn.turn_id, turn.conversation.id, 0, turn)
+        heading = turn.heading
+        return Subscription(self, principal.tenant.id, turn.turn_id, heading.conversation_id, 0, finished=False)
 
     async def active_turn(self, principal: Principal, conversation_id: ConversationId) -> TurnId | None:
         """Return the turn that is running in a conversation of the principal; raises GatewayError(not_found)."""
@@ -241,7 +260,7 @@ class Subscriptions:
         if conversation.active_turn_id is None:
             return None
         turn_id = TurnId(conversation.active_turn_id)
-        if self._turns.find(turn_id) is None:
+        if self.roster.find(turn_id) is None:
             record = await self.log.record(principal.tenant.id, turn_id)
             if record is None or record.state.ended:
                 return None
@@ -253,7 +272,11 @@ class Subscriptions:
 
     async def _history_lost(self, principal: Principal, record: TurnRecord) -> GatewayError:
         conversation = await self._conversations.get(principal, record.conversation_id)
-        answer = next((m for m in conversation.messages if m.turn_id == record.turn_id and m.role == "assistant"), None)
+        # By the turn where the transcript was kept here, by the message where it was read back from the vendor.
+        answers = [m for m in conversation.messages if m.role == "assistant"]
+        answer = next((m for m in answers if m.turn_id == record.turn_id), None) or next(
+            (m for m in answers if record.message_id and m.message_id == record.message_id), None
+        )
         extra: dict[str, object] = {"turn_id": record.turn_id, "state": record.state}
         if answer is not None:
             extra |= {"text": answer.content, "message_id": answer.message_id}

@@ -6,104 +6,41 @@ The answer is driven by callbacks from the upstream connection: no task wakes fo
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import msgspec
-
-from gateway.core.conversation import Conversation, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import (
-    ENDING_STATE,
     Ending,
     Entry,
     Event,
-    EventLog,
-    Fenced,
-    LogLost,
+    Heading,
     MessageCitations,
     MessageExtra,
     MessageModerated,
     MessageStarted,
     TextDelta,
     TurnCompleted,
-    TurnError,
-    TurnFailed,
     TurnStarted,
     TurnStopped,
 )
 from gateway.core.identity import Tenant
-from gateway.core.turn import AnswerItem, Chat, StopReason, TurnId, TurnState, Upstream, Usage, estimate_usage
-from gateway.services.clock import timestamp
-from gateway.services.journal import Journal
-from gateway.services.live_log import LiveLog
-from gateway.services.presence import Presence
-from gateway.telemetry.logging import event as log_event
-from gateway.telemetry.metrics import Metrics
-
-logger = logging.getLogger(__name__)
-
-FINISH_ATTEMPTS: Final = 20  # about 10 s of a store that is away before the ending is shown unsaved
-FINISH_PAUSE_S: Final = 0.5
+from gateway.core.turn import AnswerItem, Chat, Usage
+from gateway.services.owned_turn import UNUSED, OwnedTurn, TurnPorts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnRules:
-    """Bounds of a turn. Sizes are code points."""
-
-    answer_max_chars: int = 1_000_000
-    message_max_chars: int = 32_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnPorts:
-    """What a turn works with: the vendor, the log and its journal, the metrics, and its bounds."""
-
-    upstream: Upstream
-    log: EventLog
-    journal: Journal
-    metrics: Metrics
-    rules: TurnRules
-
-
-class Turn:
+class Turn(OwnedTurn):
     """One answer under way; a ChatReceiver. Created by ``Turns`` once the conversation is claimed."""
 
-    def __init__(
-        self, ports: TurnPorts, tenant: Tenant, conversation: Conversation, message: str, turn_id: TurnId, ordinal: int
-    ) -> None:
-        self.tenant = tenant
-        self.conversation = conversation
-        self.message = message
-        self.turn_id = turn_id
-        self.live = LiveLog(turn_id, conversation.id, Entry(1, TurnStarted(turn_id, conversation.id, ordinal)))
-        self.started_at_s = time.monotonic()
-        self._ports = ports
-        self.presence = Presence(tenant.disconnect, self.stop)
-        self._journal_entry = ports.journal.open(
-            tenant.id,
-            self.live,
-            epoch=1,
-            on_stop=self.stop,
-            on_followers=self.presence.followed,
-            on_fenced=self._let_go,
-        )
-        self._gaps = ports.metrics.gap_histogram(tenant.id, conversation.persona)
+    def __init__(self, ports: TurnPorts, tenant: Tenant, heading: Heading) -> None:
+        started = Entry(1, TurnStarted(heading.turn_id, heading.conversation_id, heading.ordinal))
+        super().__init__(ports, tenant, heading, [started], epoch=1, disconnect=tenant.disconnect)
+        self._gaps = ports.metrics.gap_histogram(tenant.id, heading.persona)
         self._last_item_s = 0.0
-        self._over: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
         self._chat: Chat | None = None
-        self._stop: StopReason | None = None
-        self._fenced = False
         self._chars = 0
         self._capped = False
-        self._message_id: str | None = None
-        self._run_id: str | None = None
-        self._finish_reason: str | None = None
-        self._usage: Usage | None = None
-        self._citations: list[dict[str, Any]] = []
         self._announced = False
 
     # --- ChatReceiver: called from the upstream connection -------------------------------------------------------
@@ -142,7 +79,7 @@ class Turn:
             if not self._announced:
                 self._announced = True
                 self._ports.metrics.first_token(
-                    self.tenant.id, self.conversation.persona, time.monotonic() - self.started_at_s
+                    self.tenant.id, self.heading.persona, time.monotonic() - self.started_at_s
                 )
                 events.append(MessageStarted(self._message_id, self._run_id, "assistant"))
             if text and len(text) > (room := self._ports.rules.answer_max_chars - self._chars):
@@ -162,30 +99,17 @@ class Turn:
 
     # --- ending --------------------------------------------------------------------------------------------------
 
-    @property
-    def stopping(self) -> bool:
-        return self._stop is not None
-
-    def stop(self, reason: StopReason) -> None:
-        """End the turn for a reason of ours; the upstream stream is reset at once. Safe to repeat."""
-        if not self._over.done():
-            self._stop = reason
-            self._end_with(None)
-
-    def _let_go(self) -> None:
-        """Another worker owns this turn: stop without writing anything."""
-        self._fenced = True
-        if not self._over.done():
-            self._end_with(None)
-
     def _end_with(self, error: GatewayError | None) -> None:
-        self._over.set_result(error)
+        """End now; the upstream stream is reset at once."""
+        super()._end_with(error)
         if self._chat is not None:
             self._chat.cancel()
 
     async def run(self) -> None:
         """Send the message, wait for the answer's end and settle it. Only this task writes the ending."""
-        opening = asyncio.ensure_future(self._ports.upstream.open_chat(self.conversation.id, self.message, self))
+        opening = asyncio.ensure_future(
+            self._ports.upstream.open_chat(self.heading.conversation_id, self.heading.message.content, self)
+        )
         first: set[asyncio.Future[Any]] = {opening, self._over}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if self._over.done() and not opening.done():
@@ -193,140 +117,37 @@ class Turn:
         try:
             self._chat = await opening
         except GatewayError as refused:
+            self._usage = UNUSED
             self.chat_ended(refused)
         except asyncio.CancelledError:
             if not self._over.done():
                 raise
+            self._usage = UNUSED
         if self._over.done() and self._chat is not None:
             self._chat.cancel()  # a stop that fell between the two; no effect on an answer that ended by itself
         error = await self._over
-        self.presence.close()
-        await self._ports.journal.close(self._journal_entry)
-        if self._fenced:
-            self._abandon()
-        else:
+        if await self._close():
             await self._settle(self._ending(error))
 
-    async def crash(self) -> None:
-        """Give a turn whose task failed an honest ending."""
-        await self._ports.journal.close(self._journal_entry)
-        if not self.live.ended:
-            error = GatewayError(Code.INTERNAL)
-            await self._settle(
-                TurnFailed(
-                    self._message_id,
-                    self._run_id,
-                    TurnError(error.code, error.detail, error.wire.retryable),
-                    self.live.text(),
-                    self._usage or estimate_usage(self.message, self.live.text()),
-                )
-            )
-
     def _ending(self, error: GatewayError | None) -> Ending:
-        text = self.live.text()
-        usage = self._usage or estimate_usage(self.message, text)
         ids = (self._message_id, self._run_id)
+        if error is not None and error.vendor_status is not None and self._usage is None:
+            self._usage = UNUSED
         if self._stop is not None:
-            return TurnStopped(*ids, self._stop, text, usage)
+            return TurnStopped(*ids, self._stop, self.live.text(), self._tokens())
         if error is not None and self._finish_reason is not None and error.code is not Code.ANSWER_TOO_LONG:
             # The answer was complete before the stream broke; the oddity is counted, the answer stands.
             self._ports.metrics.upstream_oddity("broken_after_finish")
-            return TurnCompleted(*ids, self._finish_reason, text, usage)
+            return self._completed(self._finish_reason)
         if error is None and self._finish_reason is None:
             if not self._announced:
                 error = GatewayError(Code.UPSTREAM_TRUNCATED, "Hyperleap ended the answer before it began.")
             else:
                 self._ports.metrics.upstream_oddity("no_finish_reason")
-                return TurnCompleted(*ids, "unknown", text, usage)
+                return self._completed("unknown")
         if error is not None:
-            told = TurnError(error.code, error.detail, error.wire.retryable, error.vendor_status, error.retry_after_s)
-            return TurnFailed(*ids, told, text, usage)
-        return TurnCompleted(*ids, self._finish_reason or "unknown", text, usage)
+            return self._failed(error)
+        return self._completed(self._finish_reason or "unknown")
 
-    async def _settle(self, ending: Ending) -> None:
-        live = self.live
-        entries = [*live.unsaved(), Entry(live.position + 1, ending)]
-        messages = [self._answer(ending)]
-        attempts = 0
-        while True:
-            try:
-                await self._ports.log.finish(self.tenant.id, self.conversation.id, self.turn_id, 1, entries, messages)
-                break
-            except Fenced:
-                if not live.ended:
-                    self._abandon()
-                return
-            except LogLost:
-                log_event(logger, logging.ERROR, "turn.unsaved", turn_id=self.turn_id, tenant=self.tenant.id)
-                break
-            except GatewayError:
-                attempts += 1
-                if attempts == FINISH_ATTEMPTS:  # readers here wait no longer; the store is owed it until it takes it
-                    log_event(logger, logging.ERROR, "turn.unsaved", turn_id=self.turn_id, tenant=self.tenant.id)
-                    self._show(ending)
-                await asyncio.sleep(FINISH_PAUSE_S)
-        if not live.ended:
-            self._show(ending)
-
-    def _show(self, ending: Ending) -> None:
-        self.live.add([ending])
-        self.live.saved(self.live.position)
-        self._count(ending)
-
-    def _abandon(self) -> None:
-        """Leave the turn to the worker that took it over, which writes its ending and its tokens."""
-        self.live.abandon()
-        seconds = time.monotonic() - self.started_at_s
-        self._ports.metrics.turn_ended(
-            self.tenant.id, self.conversation.persona, TurnState.FAILED, Code.WORKER_LOST, seconds
-        )
-
-    def _answer(self, ending: Ending) -> Message:
-        completed = isinstance(ending, TurnCompleted)
-        return Message(
-            "assistant",
-            ending.text,
-            message_id=ending.message_id,
-            run_id=ending.run_id,
-            turn_id=self.turn_id,
-            created_at=timestamp(),
-            prompt_tokens=ending.usage.prompt_tokens,
-            completion_tokens=ending.usage.completion_tokens,
-            total_tokens=ending.usage.total_tokens,
-            finish_reason=self._finish_reason,
-            state=None if completed else ENDING_STATE[type(ending)],
-            reason=ending.reason if isinstance(ending, TurnStopped) else None,
-            error=msgspec.to_builtins(ending.error) if isinstance(ending, TurnFailed) else None,
-            citations=self._citations or None,
-        )
-
-    def _count(self, ending: Ending) -> None:
-        seconds = time.monotonic() - self.started_at_s
-        state = ENDING_STATE[type(ending)]
-        match ending:
-            case TurnCompleted():
-                reason = ending.finish_reason
-            case TurnStopped():
-                reason = str(ending.reason)
-            case TurnFailed():
-                reason = str(ending.error.code)
-        labels = (self.tenant.id, self.conversation.persona)
-        usage = ending.usage
-        metrics = self._ports.metrics
-        metrics.turn_ended(*labels, state, reason, seconds)
-        metrics.tokens_counted(*labels, usage.prompt_tokens, usage.completion_tokens, usage.source)
-        log_event(
-            logger,
-            logging.INFO,
-            "turn.ended",
-            turn_id=self.turn_id,
-            tenant=self.tenant.id,
-            conversation_id=self.conversation.id,
-            persona=self.conversation.persona,
-            state=state,
-            reason=reason,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            usage_source=usage.source,
-            duration_s=round(seconds, 3),
-        )
+    def _completed(self, finish_reason: str) -> TurnCompleted:
+        return TurnCompleted(self._message_id, self._run_id, finish_reason, self.live.text(), self._tokens())

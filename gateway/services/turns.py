@@ -6,32 +6,36 @@ Connections come and go (see ``subscriptions``); a turn goes on until the vendor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from gateway.core.conversation import Conversation, ConversationId, Message
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import EventLog
-from gateway.core.identity import Principal
-from gateway.core.turn import StopReason, TurnId, TurnState, Upstream
+from gateway.core.events import Claim, Heading
+from gateway.core.idempotency import checked_key
+from gateway.core.identity import Principal, TenantId
+from gateway.core.turn import StopReason, TurnId, TurnState
 from gateway.services.admission import Admission
 from gateway.services.clock import timestamp
 from gateway.services.conversations import Conversations
-from gateway.services.journal import Journal
+from gateway.services.owned_turn import FINISH_ATTEMPTS, FINISH_PAUSE_S, OwnedTurn, TurnPorts
 from gateway.services.recovery import Recovery
-from gateway.services.turn import FINISH_ATTEMPTS, FINISH_PAUSE_S, Turn, TurnPorts, TurnRules
+from gateway.services.roster import Roster
+from gateway.services.turn import Turn
+from gateway.services.watches import Watches
 from gateway.telemetry.logging import event as log_event
-from gateway.telemetry.metrics import Metrics
-
-__all__ = ["Started", "Turn", "TurnRules", "Turns"]
 
 logger = logging.getLogger(__name__)
 
-IDEMPOTENCY_KEY_MAX_CHARS: Final = 255
+RELEASE_ATTEMPTS: Final = 40
+RELEASE_PAUSE_S: Final = 0.25
 
 
 class Started(NamedTuple):
@@ -47,26 +51,24 @@ class Turns:
 
     def __init__(
         self,
+        ports: TurnPorts,
+        roster: Roster,
         *,
-        upstream: Upstream,
-        log: EventLog,
-        journal: Journal,
         admission: Admission,
         conversations: Conversations,
         recovery: Recovery,
-        metrics: Metrics,
-        rules: TurnRules,
+        watches: Watches,
     ) -> None:
-        self._ports = TurnPorts(upstream=upstream, log=log, journal=journal, metrics=metrics, rules=rules)
-        self._log = log
-        self._metrics = metrics
-        self._rules = rules
+        self._ports = ports
+        self._roster = roster
+        self._log = ports.log
+        self._metrics = ports.metrics
+        self._rules = ports.rules
         self._admission = admission
         self._conversations = conversations
         self._recovery = recovery
-        self._turns: dict[TurnId, Turn] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._watchers: dict[ConversationId, list[Callable[[Turn], None]]] = {}
+        self._watches = watches
+        self._starting: set[asyncio.Task[Any]] = set()
         self._draining = False
 
     async def start(
@@ -95,14 +97,8 @@ class Turns:
                 f"A message may have {self._rules.message_max_chars} characters at most.",
                 field="message",
             )
-        if idempotency_key is not None and not (
-            0 < len(idempotency_key) <= IDEMPOTENCY_KEY_MAX_CHARS and idempotency_key.isprintable()
-        ):
-            raise GatewayError(
-                Code.INVALID_VALUE,
-                f"An idempotency key has 1 to {IDEMPOTENCY_KEY_MAX_CHARS} printable characters.",
-                field="Idempotency-Key",
-            )
+        if idempotency_key is not None:
+            checked_key(idempotency_key)
         conversation = await self._conversations.owned(principal, conversation_id)
         if idempotency_key is not None:  # a repeat is answered whatever the caps say: it starts nothing
             known = await self._log.repeated(principal.tenant.id, conversation.owner, conversation_id, idempotency_key)
@@ -115,73 +111,72 @@ class Turns:
         self._metrics.gateway_added(time.monotonic() - received_s)
         return started
 
-    def find(self, turn_id: TurnId) -> Turn | None:
-        """Return a turn that runs on this worker."""
-        return self._turns.get(turn_id)
+    def find(self, turn_id: TurnId) -> OwnedTurn | None:
+        """Return a turn that this worker owns."""
+        return self._roster.find(turn_id)
 
     async def stop(self, principal: Principal, turn_id: TurnId, reason: StopReason) -> TurnState:
         """Stop a turn of this principal, wherever it runs; returns ``stopping`` or how it had already ended.
 
         Raises GatewayError(not_found) for a turn that is not the principal's.
         """
-        turn = self._turns.get(turn_id)
-        if turn is not None:
-            if turn.tenant.id != principal.tenant.id or turn.conversation.owner != principal.user_hash:
+        turn = self._roster.find(turn_id)
+        if turn is None:
+            record = await self._log.record(principal.tenant.id, turn_id)
+            if record is None or record.owner != principal.user_hash:
                 raise GatewayError(Code.NOT_FOUND)
-            if principal.personas is not None and turn.conversation.persona not in principal.personas:
+            if principal.personas is not None and record.persona not in principal.personas:
+                raise GatewayError(Code.NOT_FOUND)
+            if record.state.ended:
+                return record.state
+            await self._log.request_stop(principal.tenant.id, turn_id, reason)
+            if not record.leased:  # its worker is gone: nobody else would ever end it
+                await self._recovery.recover(principal.tenant.id, turn_id)
+                turn = self._roster.find(turn_id)
+        if turn is not None:
+            heading = turn.heading
+            if turn.tenant.id != principal.tenant.id or heading.owner != principal.user_hash:
+                raise GatewayError(Code.NOT_FOUND)
+            if principal.personas is not None and heading.persona not in principal.personas:
                 raise GatewayError(Code.NOT_FOUND)
             turn.stop(reason)
-            return TurnState.STOPPING
-        record = await self._log.record(principal.tenant.id, turn_id)
-        if record is None or record.owner != principal.user_hash:
-            raise GatewayError(Code.NOT_FOUND)
-        if principal.personas is not None:
-            await self._conversations.owned(principal, record.conversation_id)
-        if not record.state.ended and not record.leased and await self._recovery.recover(principal.tenant.id, turn_id):
-            return TurnState.FAILED  # its worker is gone: nobody else would ever end it
-        if record.state.ended:
-            return record.state
-        await self._log.request_stop(principal.tenant.id, turn_id, reason)
         return TurnState.STOPPING
-
-    def watch(self, conversation_id: ConversationId, watcher: Callable[[Turn], None]) -> None:
-        """Call ``watcher`` for every turn that this worker starts in a conversation from now on."""
-        self._watchers.setdefault(conversation_id, []).append(watcher)
-
-    def unwatch(self, conversation_id: ConversationId, watcher: Callable[[Turn], None]) -> None:
-        watchers = self._watchers.get(conversation_id, [])
-        if watcher in watchers:
-            watchers.remove(watcher)
-        if not watchers:
-            self._watchers.pop(conversation_id, None)
 
     @property
     def running(self) -> int:
-        return len(self._turns)
+        return len(self._roster)
 
     def drain(self) -> None:
-        """Refuse new turns from now on."""
+        """Refuse new turns from now on, and take over no lost ones."""
         self._draining = True
+        self._recovery.close()
 
     async def ended(self) -> None:
         """Wait until no turn runs."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while tasks := self._starting | self._roster.tasks:
+            await asyncio.wait(tasks)
 
-    async def aclose(self, *, grace_s: float, settle: bool = True) -> None:
+    async def aclose(self, *, grace_s: float, settle: bool = True, successors: bool = False) -> None:
         """Let running turns end for up to ``grace_s``, then stop the rest with reason ``shutdown`` and settle them.
 
-        Without ``settle`` (the store is gone for good) their endings are not waited for.
+        With ``successors`` (other workers on the same store) the rest is handed over to them instead, where the vendor
+        is known to finish what nobody reads, and so is what was taken over from a lost worker. Without ``settle`` (the
+        store is gone for good) endings are not waited for.
         """
         self.drain()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace_s)
-        for turn in tuple(self._turns.values()):
+        if tasks := self._starting | self._roster.tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
+        if successors and self._roster.all():
+            completed = await self._recovery.completes()
+            for turn in self._roster.all():
+                if completed or turn.rescued:
+                    turn.hand_over()
+        for turn in self._roster.all():
             turn.stop(StopReason.SHUTDOWN)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=FINISH_ATTEMPTS * FINISH_PAUSE_S if settle else 0.0)
-        for task in self._tasks:  # their endings are shown; a store that is away this long will not get them from here
-            task.cancel()
+        if tasks := self._starting | self._roster.tasks:
+            await asyncio.wait(tasks, timeout=FINISH_ATTEMPTS * FINISH_PAUSE_S if settle else 0.0)
+        for task in self._starting | self._roster.tasks:
+            task.cancel()  # endings are shown; a store that is away this long will not get them from here
 
     def _repeated(self, known: tuple[TurnId, str], message: str) -> Started:
         turn_id, body_hash = known
@@ -193,28 +188,73 @@ class Turns:
         self, principal: Principal, conversation: Conversation, message: str, idempotency_key: str | None
     ) -> Started:
         tenant = principal.tenant
-        body_hash = _hash(message)
-        started_at = timestamp()
+        heading = Heading(
+            turn_id=TurnId(""),
+            conversation_id=conversation.id,
+            owner=conversation.owner,
+            persona=conversation.persona,
+            message=Message("user", message, created_at=timestamp()),
+            body_hash=_hash(message),
+            idempotency_key=idempotency_key,
+        )
         for _ in range(3):  # again after a lost worker's turn has got its ending, and after the record is read back
             turn_id = TurnId(str(uuid.uuid4()))
-            claim = await self._log.claim(
-                tenant.id,
-                conversation.id,
-                turn_id,
-                owner=conversation.owner,
-                idempotency_key=idempotency_key,
-                body_hash=body_hash,
-                message=Message("user", message, turn_id=turn_id, created_at=started_at),
+            heading = msgspec.structs.replace(
+                heading, turn_id=turn_id, message=msgspec.structs.replace(heading.message, turn_id=turn_id)
             )
+            claim = await self._claim(tenant.id, heading)
             if claim.outcome == "unknown":  # left the cache since it was read
-                conversation = await self._conversations.owned(principal, conversation.id)
-            elif claim.outcome == "orphaned" and claim.turn_id not in self._turns:  # else late, not lost: it lives here
-                await self._recovery.recover(tenant.id, claim.turn_id)
+                await self._conversations.owned(principal, conversation.id)
+            elif claim.outcome == "orphaned" and self._roster.find(claim.turn_id) is None:  # else late, not lost
+                await self._recovery.end(tenant.id, claim.turn_id)
             else:
                 break
+        if claim.outcome != "started":
+            return self._refused(claim)
+        heading = msgspec.structs.replace(
+            heading,
+            ordinal=claim.ordinal,
+            messages_before=claim.messages_before,
+            last_message_id=claim.last_message_id,
+        )
+        turn = Turn(self._ports, tenant, heading)
+        self._metrics.turn_started(tenant.id, heading.persona)
+        log_event(
+            logger,
+            logging.INFO,
+            "turn.started",
+            turn_id=turn.turn_id,
+            tenant=tenant.id,
+            conversation_id=heading.conversation_id,
+            persona=heading.persona,
+            user=heading.owner,
+        )
+        self._roster.add(turn)
+        self._watches.began(tenant.id, heading.conversation_id, turn.turn_id, heading.owner)
+        return Started(turn.turn_id, claim.ordinal, False)
+
+    async def _claim(self, tenant: TenantId, heading: Heading) -> Claim:
+        try:
+            return await self._log.claim(tenant, heading)
+        except GatewayError:
+            # Written or not, nobody knows. The client is refused, so what may be there must not stand in its way.
+            self._spawn(self._release(tenant, heading))
+            raise
+
+    async def _release(self, tenant: TenantId, heading: Heading) -> None:
+        """Undo a claim that may have been written, once the store answers; its lease runs out where it does not."""
+        answers = 0
+        for _ in range(RELEASE_ATTEMPTS):
+            await asyncio.sleep(RELEASE_PAUSE_S)
+            with contextlib.suppress(GatewayError):
+                await self._log.release(tenant, heading)
+                answers += 1
+            if answers == 2:  # the claim may have been on its way still at the first
+                return
+
+    def _refused(self, claim: Claim) -> Started:
+        """Say why a claim did not start a turn; a repeat leads to the one that it started before."""
         match claim.outcome:
-            case "started":
-                pass
             case "repeated":
                 return Started(claim.turn_id, 0, True)
             case "mismatched":
@@ -228,38 +268,11 @@ class Turns:
                 )
             case _:
                 raise GatewayError(Code.NOT_FOUND)
-        turn = Turn(self._ports, tenant, conversation, message, claim.turn_id, claim.ordinal)
-        self._turns[turn.turn_id] = turn
-        self._metrics.turn_started(tenant.id, conversation.persona)
-        log_event(
-            logger,
-            logging.INFO,
-            "turn.started",
-            turn_id=turn.turn_id,
-            tenant=tenant.id,
-            conversation_id=conversation.id,
-            persona=conversation.persona,
-            user=principal.user_hash,
-        )
-        self._spawn(self._run(turn))
-        for watcher in tuple(self._watchers.get(conversation.id, ())):
-            watcher(turn)
-        return Started(turn.turn_id, claim.ordinal, False)
-
-    async def _run(self, turn: Turn) -> None:
-        try:
-            await turn.run()
-        except Exception:
-            logger.exception("turn.crashed")
-            turn.stop(StopReason.ADMIN)
-            await turn.crash()
-        finally:
-            self._turns.pop(turn.turn_id, None)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
         return task
 
 

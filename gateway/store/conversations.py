@@ -40,6 +40,7 @@ class RedisConversations:
             "unavailable": int(conversation.messages_unavailable),
             "ordinal": sum(message.role == "user" for message in conversation.messages),
             "messages": len(conversation.messages),
+            "last": next((m.message_id for m in reversed(conversation.messages) if m.message_id), None),
         }
         for index, message in enumerate(conversation.messages):
             values[f"m:{index:06d}"] = msgspec.json.encode(message)

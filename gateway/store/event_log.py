@@ -8,87 +8,151 @@ from typing import Any, Final
 import msgspec
 
 from gateway.core.conversation import ConversationId, Message
-from gateway.core.events import ENDING_STATE, Appended, Claim, Entry, Fenced, LogLost, TurnRecord, after
-from gateway.core.identity import TenantId, UserHash
+from gateway.core.events import (
+    ENDING_STATE,
+    Appended,
+    Claim,
+    Entry,
+    Fenced,
+    Followed,
+    Heading,
+    LogBehind,
+    LogLost,
+    Shown,
+    TurnRecord,
+    after,
+)
+from gateway.core.identity import TenantId, UserHash, WorkerId
+from gateway.core.ledger import Settlement
 from gateway.core.turn import StopReason, TurnId, TurnState
 from gateway.protocol.native import decode_event, encode_data
-from gateway.store.redis import Argument, Keys, Redis, Script, text
+from gateway.store.inbox import encode_shown
+from gateway.store.redis import INBOX, Argument, Keys, Redis, Script, text
 
 CLAIM: Final = Script("claim")
+RELEASE: Final = Script("release")
+RESTORE: Final = Script("restore")
 APPEND: Final = Script("append")
 FINISH: Final = Script("finish")
+ORPHANS: Final = Script("orphans")
 TAKE_OVER: Final = Script("take_over")
 FOLLOW: Final = Script("follow")
+WATCH: Final = Script("watch")
 REQUEST_STOP: Final = Script("request_stop")
 READ_RECORD: Final = Script("read_record")
 
+SWEEP_MAX: Final = 200  # running turns that one look for orphans may touch; the next look goes on
+LOST_SWEEP_MAX: Final = 20_000  # when a worker has died, all that run
+
 
 class RedisEventLog:
-    """EventLog over Redis streams ``log:<turn>`` and hashes ``turn:<turn>`` (state, epoch, lease, stop flag)."""
+    """EventLog over Redis streams ``log:<turn>`` and hashes ``turn:<turn>`` (state, epoch, owner, lease, stop flag)."""
 
     def __init__(
         self,
         redis: Redis,
+        worker: WorkerId,
         *,
         lease_s: float,
         turn_timeout_s: float,
         log_ttl_s: float,
         idempotency_ttl_s: float,
         conversation_ttl_s: float,
+        ledger_ttl_s: float,
+        settle_after_s: float,
     ) -> None:
+        self.worker = worker
         self._redis = redis
         self._lease_ms = int(lease_s * 1000)
         self._live_ttl_s = int(turn_timeout_s + log_ttl_s)  # a running turn's keys outlive it by the log's life
         self._log_ttl_s = int(log_ttl_s)
         self._idempotency_ttl_s = int(idempotency_ttl_s)
         self._conversation_ttl_s = int(conversation_ttl_s)
+        self._ledger_ttl_ms = int(ledger_ttl_s * 1000)
+        self._settle_after_ms = max(1, int(settle_after_s * 1000))
 
-    async def claim(
-        self,
-        tenant: TenantId,
-        conversation_id: ConversationId,
-        turn_id: TurnId,
-        *,
-        owner: UserHash,
-        idempotency_key: str | None,
-        body_hash: str,
-        message: Message,
-    ) -> Claim:
+    async def claim(self, tenant: TenantId, heading: Heading) -> Claim:
         keys = Keys(tenant)
+        turn_id, conversation_id, owner = heading.turn_id, heading.conversation_id, heading.owner
         reply = await self._redis.run(
             CLAIM,
             (
                 keys.conversation(conversation_id),
                 keys.turn(turn_id),
                 keys.log(turn_id),
-                keys.idempotency(owner, conversation_id, idempotency_key or ""),
+                keys.idempotency(owner, conversation_id, heading.idempotency_key or ""),
                 keys.conversations(owner),
+                keys.running(),
+                keys.watchers(conversation_id),
             ),
             (
-                turn_id,
-                conversation_id,
-                owner,
-                int(idempotency_key is not None),
-                body_hash,
-                keys.prefix,
-                self._lease_ms,
-                self._live_ttl_s,
-                self._idempotency_ttl_s,
-                self._conversation_ttl_s,
-                msgspec.json.encode(message),
+                *(turn_id, conversation_id, owner),
+                *(int(heading.idempotency_key is not None), heading.body_hash, keys.prefix),
+                *(self._lease_ms, self._live_ttl_s, self._idempotency_ttl_s, self._conversation_ttl_s),
+                *(msgspec.json.encode(heading.message), self.worker, heading.persona, INBOX, tenant),
             ),
         )
-        return Claim(text(reply[0]) or "", TurnId(text(reply[1]) or ""), int(reply[2]))
+        outcome, found, ordinal, before, last = reply
+        return Claim(text(outcome) or "", TurnId(text(found) or ""), int(ordinal), int(before), text(last) or None)
 
-    async def append(self, tenant: TenantId, turn_id: TurnId, epoch: int, entries: Sequence[Entry]) -> Appended:
+    async def release(self, tenant: TenantId, heading: Heading) -> None:
         keys = Keys(tenant)
-        arguments: list[Argument] = [epoch, self._lease_ms]
+        await self._redis.run(
+            RELEASE,
+            (
+                keys.conversation(heading.conversation_id),
+                keys.turn(heading.turn_id),
+                keys.log(heading.turn_id),
+                keys.idempotency(heading.owner, heading.conversation_id, heading.idempotency_key or ""),
+                keys.running(),
+            ),
+            (heading.turn_id,),
+        )
+
+    async def restore(self, tenant: TenantId, heading: Heading, epoch: int) -> None:
+        keys = Keys(tenant)
+        turn_id, conversation_id, owner = heading.turn_id, heading.conversation_id, heading.owner
+        await self._redis.run(
+            RESTORE,
+            (
+                keys.conversation(conversation_id),
+                keys.turn(turn_id),
+                keys.log(turn_id),
+                keys.idempotency(owner, conversation_id, heading.idempotency_key or ""),
+                keys.running(),
+            ),
+            (
+                *(turn_id, conversation_id, owner),
+                *(int(heading.idempotency_key is not None), heading.body_hash, keys.prefix),
+                *(self._lease_ms, self._live_ttl_s, self._idempotency_ttl_s),
+                *(msgspec.json.encode(heading.message), self.worker, heading.persona, epoch),
+                *(heading.ordinal, heading.messages_before, heading.last_message_id or ""),
+            ),
+        )
+
+    async def append(
+        self, tenant: TenantId, turn_id: TurnId, epoch: int, after: int, entries: Sequence[Entry]
+    ) -> Appended:
+        _, stop, workers = await self._append(tenant, turn_id, epoch, self._lease_ms, after, entries)
+        followers = [WorkerId(worker.decode()) for worker in workers] if workers else ()
+        return Appended(StopReason(text(stop) or "") if stop else None, followers)
+
+    async def hand_over(
+        self, tenant: TenantId, turn_id: TurnId, epoch: int, after: int, entries: Sequence[Entry]
+    ) -> None:
+        await self._append(tenant, turn_id, epoch, -1, after, entries)
+
+    async def _append(
+        self, tenant: TenantId, turn_id: TurnId, epoch: int, lease_ms: int, after: int, entries: Sequence[Entry]
+    ) -> Sequence[Any]:
+        keys = Keys(tenant)
+        arguments: list[Argument] = [epoch, lease_ms, after]
         _extend(arguments, entries)
-        owned, stop, followers = await self._redis.run(
+        reply: Sequence[Any] = await self._redis.run(
             APPEND, (keys.turn(turn_id), keys.log(turn_id), keys.followers(turn_id)), arguments
         )
-        _check_owned(owned, turn_id)
-        return Appended(StopReason(text(stop) or "") if stop else None, int(followers))
+        _check_written(reply, turn_id)
+        return reply
 
     async def finish(
         self,
@@ -96,18 +160,34 @@ class RedisEventLog:
         conversation_id: ConversationId,
         turn_id: TurnId,
         epoch: int,
+        after: int,
         entries: Sequence[Entry],
         messages: Sequence[Message],
+        settlement: Settlement,
+        *,
+        look_up: bool,
     ) -> None:
         keys = Keys(tenant)
-        state = ENDING_STATE[type(entries[-1].event)]
-        arguments: list[Argument] = [epoch, turn_id, state, self._log_ttl_s, self._conversation_ttl_s, len(entries)]
+        arguments: list[Argument] = [
+            *(epoch, turn_id, ENDING_STATE[type(entries[-1].event)], self._log_ttl_s, self._conversation_ttl_s),
+            *(settlement.message_id or "", msgspec.json.encode(settlement)),
+            *(self._settle_after_ms if look_up else 0, self._ledger_ttl_ms, after, len(entries)),
+        ]
         _extend(arguments, entries)
         arguments += [msgspec.json.encode(message) for message in messages]
-        owned = await self._redis.run(
-            FINISH, (keys.turn(turn_id), keys.log(turn_id), keys.conversation(conversation_id)), arguments
+        reply = await self._redis.run(
+            FINISH,
+            (
+                keys.turn(turn_id),
+                keys.log(turn_id),
+                keys.conversation(conversation_id),
+                keys.running(),
+                keys.settlements(),
+                keys.unsettled(),
+            ),
+            arguments,
         )
-        _check_owned(owned, turn_id)
+        _check_written(reply, turn_id)
 
     async def read(self, tenant: TenantId, turn_id: TurnId, position: int, limit: int) -> list[Entry]:
         reply: list[Any] = await self._redis.call(
@@ -119,7 +199,7 @@ class RedisEventLog:
         reply = await self._redis.run(READ_RECORD, (Keys(tenant).turn(turn_id),), ())
         if not reply:
             return None
-        conversation_id, owner, state, epoch, leased = reply
+        conversation_id, owner, state, epoch, leased, persona, before, last, message_id = reply
         return TurnRecord(
             turn_id,
             ConversationId(text(conversation_id) or ""),
@@ -127,13 +207,11 @@ class RedisEventLog:
             TurnState(text(state) or ""),
             int(epoch),
             bool(leased),
+            text(persona) or "",
+            int(before),
+            text(last) or None,
+            text(message_id) or None,
         )
-
-    async def take_over(self, tenant: TenantId, turn_id: TurnId) -> int | None:
-        if self._redis.healthy_s() < self._lease_ms / 1000:
-            return None  # after an outage live owners get one lease's time to renew what they could not
-        epoch = int(await self._redis.run(TAKE_OVER, (Keys(tenant).turn(turn_id),), (self._lease_ms,)))
-        return epoch or None
 
     async def repeated(
         self, tenant: TenantId, owner: UserHash, conversation_id: ConversationId, idempotency_key: str
@@ -145,18 +223,52 @@ class RedisEventLog:
         turn_id, _, body_hash = known.partition(" ")
         return TurnId(turn_id), body_hash
 
-    async def follow(self, tenant: TenantId, turn_id: TurnId, reader: str, life_s: float) -> None:
-        await self._redis.run(FOLLOW, (Keys(tenant).followers(turn_id),), (reader, int(life_s * 1000)))
+    async def orphans(self, tenant: TenantId, lost: WorkerId | None) -> list[TurnId]:
+        keys = Keys(tenant)
+        most = SWEEP_MAX if lost is None else LOST_SWEEP_MAX
+        found = await self._redis.run(ORPHANS, (keys.running(),), (keys.turn(""), lost or "", most))
+        return [TurnId(text(turn_id) or "") for turn_id in found]
+
+    async def take_over(self, tenant: TenantId, turn_id: TurnId, lost: WorkerId | None = None) -> int | None:
+        keys = Keys(tenant)
+        if lost is None and self._redis.healthy_s(keys.turn(turn_id)) < self._lease_ms / 1000:
+            return None  # after an outage live owners get one lease's time to renew what they could not
+        arguments = (self._lease_ms, self.worker, lost or "", turn_id)
+        epoch = int(await self._redis.run(TAKE_OVER, (keys.turn(turn_id), keys.running()), arguments))
+        return epoch or None
+
+    async def follow(self, tenant: TenantId, turn_id: TurnId, life_s: float) -> Followed | None:
+        keys = Keys(tenant)
+        reply = await self._redis.run(
+            FOLLOW,
+            (keys.followers(turn_id), keys.turn(turn_id), keys.log(turn_id)),
+            (self.worker, int(life_s * 1000), turn_id, INBOX),
+        )
+        if not reply:
+            return None
+        state, leased, position = reply
+        return Followed(TurnState(text(state) or ""), bool(leased), int(position))
+
+    async def watch(self, tenant: TenantId, conversation_id: ConversationId, life_s: float) -> None:
+        await self._redis.run(WATCH, (Keys(tenant).watchers(conversation_id),), (self.worker, int(life_s * 1000)))
+
+    async def show(self, worker: WorkerId, shown: Sequence[Shown]) -> None:
+        await self._redis.call("PUBLISH", INBOX + worker, encode_shown(shown))
 
     async def request_stop(self, tenant: TenantId, turn_id: TurnId, reason: StopReason) -> None:
-        await self._redis.run(REQUEST_STOP, (Keys(tenant).turn(turn_id),), (reason,))
+        await self._redis.run(REQUEST_STOP, (Keys(tenant).turn(turn_id),), (reason, turn_id, INBOX))
 
 
-def _check_owned(owned: int, turn_id: TurnId) -> None:
-    if owned < 0:
-        raise LogLost(turn_id)
-    if not owned:
-        raise Fenced(turn_id)
+def _check_written(reply: Sequence[Any], turn_id: TurnId) -> None:
+    match reply[0]:
+        case 1:
+            return
+        case -1:
+            raise LogLost(turn_id)
+        case -2:
+            raise LogBehind(turn_id, int(reply[1]))
+        case _:
+            raise Fenced(turn_id)
 
 
 def _extend(arguments: list[Argument], entries: Sequence[Entry]) -> None:

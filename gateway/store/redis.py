@@ -33,6 +33,7 @@ Argument = str | bytes | int | float
 CallObserver = Callable[[float, int, bool], None]  # seconds, commands, failed
 logger = logging.getLogger(__name__)
 
+INBOX: Final = "hg:{_sys}:inbox:"  # and a worker's id: the channel on which it is told things
 PING: Final = pack_command(("PING",))
 HOPS_MAX: Final = 5  # redirections that a command of a Cluster follows
 
@@ -59,6 +60,18 @@ class Keys:
 
     def followers(self, turn_id: str) -> str:
         return f"{self.prefix}followers:{turn_id}"
+
+    def watchers(self, conversation_id: str) -> str:
+        return f"{self.prefix}watchers:{conversation_id}"
+
+    def running(self) -> str:
+        return f"{self.prefix}running"
+
+    def settlements(self) -> str:
+        return f"{self.prefix}usage:settled"
+
+    def unsettled(self) -> str:
+        return f"{self.prefix}usage:unsettled"
 
     def idempotency(self, owner: str, conversation_id: str, key: str) -> str:
         digest = hashlib.sha256(f"{owner}\0{conversation_id}\0{key}".encode()).hexdigest()[:40]

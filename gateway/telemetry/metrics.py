@@ -22,6 +22,7 @@ from prometheus_client import (
 from gateway import __version__
 from gateway.core.conversation import SCORE_MAX, SCORE_MIN
 from gateway.core.errors import WIRE, Code
+from gateway.core.ledger import Source
 from gateway.core.turn import StopReason, TurnState
 from gateway.telemetry.families import OTHER, WORDS_MAX, Axis, Families, Family, Words
 from gateway.telemetry.histogram import Histogram
@@ -144,7 +145,16 @@ class Metrics:
             Axis(("outcome", "reason"), len(ENDINGS) + len(OUTCOMES) + 1),
         )
         self._turns_recovered = make.counter(
-            "gateway_turns_recovered_total", "Turns of a lost worker that this one brought to an end", tenant
+            "gateway_turns_recovered_total",
+            "Turns of a lost worker that this one brought to an end: completed from the vendor's copy, or not",
+            tenant,
+            Axis(("completed",), 2),
+        )
+        self._settled = make.counter(
+            "gateway_settlements_total",
+            "Turns settled, by where their tokens are from: reported in the stream, read back later, or estimated",
+            tenant,
+            Axis(("source",), 3),
         )
         self._turn_s = make.histogram(
             "gen_ai_client_operation_duration_seconds",
@@ -274,8 +284,15 @@ class Metrics:
         self._turns.add(1, *labels, outcome, reason)
         self._turn_s.of(*GENAI_VALUES, *labels, outcome).observe(seconds)
 
-    def turn_recovered(self, tenant: str) -> None:
-        self._turns_recovered.add(1, tenant if tenant in self._tenants else OTHER)
+    def turn_taken_over(self, tenant: str, persona: str | None) -> None:
+        """A lost worker's turn runs on this one from now on; ``turn_ended`` tells its end."""
+        self._turns_live.add(1, *self._persona(tenant, persona))
+
+    def turn_recovered(self, tenant: str, *, completed: bool) -> None:
+        self._turns_recovered.add(1, tenant if tenant in self._tenants else OTHER, "yes" if completed else "no")
+
+    def turn_settled(self, tenant: str, source: Source) -> None:
+        self._settled.add(1, tenant if tenant in self._tenants else OTHER, source)
 
     def tokens_counted(self, tenant: str, persona: str | None, prompt: int, completion: int, source: str) -> None:
         labels = self._persona(tenant, persona)

@@ -10,12 +10,11 @@ from typing import NamedTuple, Protocol
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import Entry, EventId
-from gateway.core.identity import Principal
+from gateway.core.identity import Principal, UserHash
 from gateway.core.turn import TurnId
 from gateway.protocol.native import encode_frame, text_frame
-from gateway.services.live_log import Batch
 from gateway.services.subscriptions import Subscription
-from gateway.services.turns import Turn
+from gateway.services.window import Batch
 from gateway.transports.edge import Edge
 from gateway.transports.sse import HIGH_WATER_BYTES
 
@@ -96,7 +95,8 @@ class Deliveries:
         self._edge = edge
         self._turns: dict[TurnId, _Delivery] = {}
         self._watched: set[ConversationId] = set()
-        self._held: list[Turn] | None = None
+        self._held: list[tuple[TurnId, UserHash]] | None = None
+        self._opening: set[asyncio.Task[None]] = set()
 
     def __contains__(self, turn_id: TurnId) -> bool:
         return turn_id in self._turns
@@ -128,18 +128,24 @@ class Deliveries:
             delivery.sink.left = True
             delivery.task.cancel()
 
-    def watch(self, conversation_id: ConversationId) -> bool:
+    async def watch(self, conversation_id: ConversationId) -> bool:
         """Follow every turn that begins in a conversation; False when it was watched already."""
         if conversation_id in self._watched:
             return False
         self.check_room()
         self._watched.add(conversation_id)
-        self._edge.turns.watch(conversation_id, self._on_turn)
+        try:
+            await self._edge.watches.watch(self._line.user.tenant.id, conversation_id, self._on_turn)
+        except BaseException:
+            self._watched.discard(conversation_id)
+            raise
+        if conversation_id not in self._watched:  # the socket was closed meanwhile
+            self.unwatch(conversation_id)
         return True
 
     def unwatch(self, conversation_id: ConversationId) -> None:
         self._watched.discard(conversation_id)
-        self._edge.turns.unwatch(conversation_id, self._on_turn)
+        self._edge.watches.unwatch(self._line.user.tenant.id, conversation_id, self._on_turn)
 
     def leave_conversation(self, conversation_id: ConversationId) -> None:
         self.unwatch(conversation_id)
@@ -153,21 +159,40 @@ class Deliveries:
 
     def release(self) -> None:
         held, self._held = self._held or [], None
-        for turn in held:
-            self._on_turn(turn)
+        for turn_id, owner in held:
+            self._on_turn(turn_id, owner)
 
     def close(self) -> None:
         for conversation_id in tuple(self._watched):
             self.unwatch(conversation_id)
         for delivery in self._turns.values():
             delivery.task.cancel()
+        for opening in self._opening:
+            opening.cancel()
 
-    def _on_turn(self, turn: Turn) -> None:
-        """A turn began in a watched conversation."""
+    def _on_turn(self, turn_id: TurnId, owner: UserHash) -> None:
+        """A turn began in a watched conversation, here or on another worker."""
+        if owner != self._line.user.user_hash or turn_id in self._turns:
+            return
         if self._held is not None:
-            self._held.append(turn)
-        elif turn.turn_id not in self._turns and turn.conversation.owner == self._line.user.user_hash:
+            self._held.append((turn_id, owner))
+            return
+        turn = self._edge.turns.find(turn_id)
+        if turn is not None:
             self.begin(self._edge.subscriptions.join(self._line.user, turn))
+            return
+        opening = asyncio.get_running_loop().create_task(self._open_remote(turn_id))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+
+    async def _open_remote(self, turn_id: TurnId) -> None:
+        try:
+            await self.open(turn_id, None)
+        except GatewayError as error:
+            logger.debug("turn %s was announced but cannot be opened: %s", turn_id, error.code)
+        except Exception:
+            logger.exception("delivery.crashed")
+            self._line.crash()
 
     async def _run(self, subscription: Subscription, sink: _Sink) -> None:
         turn_id = subscription.turn_id

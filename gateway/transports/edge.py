@@ -21,6 +21,7 @@ from gateway.services.conversations import Conversations
 from gateway.services.feedback import FeedbackService
 from gateway.services.subscriptions import Subscriptions
 from gateway.services.turns import Turns
+from gateway.services.watches import Watches
 from gateway.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ class Edge:
     feedback: FeedbackService
     turns: Turns
     subscriptions: Subscriptions
+    watches: Watches
     metrics: Metrics
     rules: EdgeRules
     open: set[Closable] = field(default_factory=set)

@@ -19,8 +19,8 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.events import Entry
 from gateway.protocol.native import encode_json, encode_sse, problem
 from gateway.protocol.sse import encode_comment, encode_event, encode_retry
-from gateway.services.live_log import Batch
 from gateway.services.subscriptions import Subscription
+from gateway.services.window import Batch
 from gateway.telemetry.logging import event as log_event
 from gateway.transports.edge import EDGE, REQUEST_ID
 

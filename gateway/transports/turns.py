@@ -13,7 +13,7 @@ from gateway.core.events import Ending, TurnCompleted, TurnFailed, TurnStopped
 from gateway.core.identity import Principal
 from gateway.core.turn import StopReason, TurnId
 from gateway.protocol.native import StartTurn
-from gateway.services.live_log import Batch
+from gateway.services.window import Batch
 from gateway.transports.edge import (
     EDGE,
     address_of,

@@ -244,7 +244,9 @@ class Socket:
         self, request_id: str | None, conversation_id: ConversationId, after: EventId | None
     ) -> None:
         """Follow a conversation's active and future turns, and first the rest of the turn that the cursor is of."""
-        fresh = self._deliveries.watch(conversation_id)  # before the look at what is active: no turn begins unseen
+        fresh = await self._deliveries.watch(
+            conversation_id
+        )  # before the look at what is active: no turn begins unseen
         resumed = None
         try:
             active = await self._edge.subscriptions.active_turn(self.user, conversation_id)

@@ -19,7 +19,7 @@ import redis
 from gateway.core.events import Entry, MessageStarted, TextDelta, TurnCompleted
 from gateway.core.turn import TurnId, Usage
 from gateway.services.journal import BEATS_PER_INTERVAL
-from gateway.store.redis import store_name
+from gateway.store.facts import store_name
 from tests.bench.layouts_report import Appends, Kept, Layouts, Phase, Publishes, Replays
 from tests.bench.log_layouts import LAYOUTS, Due, Layout, StreamsByBeat
 from tests.bench.phase import spread

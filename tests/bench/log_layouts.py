@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from gateway.core.conversation import Conversation, ConversationId, Message
-from gateway.core.events import Appended, Entry, Fenced, LogLost, TurnStarted, is_ending
-from gateway.core.identity import UserHash
+from gateway.core.events import Appended, Entry, Fenced, Heading, LogBehind, LogLost, TurnStarted, advance, is_ending
+from gateway.core.identity import UserHash, WorkerId
 from gateway.core.turn import StopReason, TurnId
 from gateway.protocol.native import encode_data
 from gateway.services.subscriptions import PAGE
@@ -32,7 +32,7 @@ class Due(NamedTuple):
 
 
 class Layout(Protocol):
-    """A way to keep logs. ``append`` raises Fenced and LogLost as EventLog's does."""
+    """A way to keep logs. ``append`` raises Fenced, LogLost and LogBehind as EventLog's does."""
 
     async def open(self, turn_id: TurnId) -> None:
         """Write the record of a new turn and its ``turn.started`` at position 1."""
@@ -60,29 +60,33 @@ class Streams:
         self._conversations = RedisConversations(store, ttl_s=LIVE_TTL_S)
         self._log = RedisEventLog(
             store,
+            WorkerId("bench"),
             lease_s=LEASE_MS / 1000,
             turn_timeout_s=LIVE_TTL_S / 2,
             log_ttl_s=LIVE_TTL_S / 2,
             idempotency_ttl_s=LIVE_TTL_S,
             conversation_ttl_s=LIVE_TTL_S,
+            ledger_ttl_s=LIVE_TTL_S,
+            settle_after_s=LIVE_TTL_S,
         )
 
     async def open(self, turn_id: TurnId) -> None:
         conversation_id = ConversationId(turn_id)  # one conversation a turn, so one name does
         await self._conversations.put(TENANT, Conversation(id=conversation_id, owner=OWNER, persona="default"))
-        claim = await self._log.claim(
-            TENANT,
-            conversation_id,
-            turn_id,
+        heading = Heading(
+            turn_id=turn_id,
+            conversation_id=conversation_id,
             owner=OWNER,
-            idempotency_key=None,
-            body_hash="",
+            persona="default",
             message=Message("user", "Hi"),
+            body_hash="",
+            idempotency_key=None,
         )
+        claim = await self._log.claim(TENANT, heading)
         assert claim.outcome == "started"
 
     async def append(self, turn_id: TurnId, entries: Sequence[Entry], *, epoch: int = EPOCH) -> Appended:
-        return await self._log.append(TENANT, turn_id, epoch, entries)
+        return await self._log.append(TENANT, turn_id, epoch, _followed(entries), entries)
 
     async def append_due(self, due: Sequence[Due]) -> Sequence[Appended | BaseException]:
         return await _each(self, due)
@@ -124,14 +128,14 @@ class StreamsByBeat(Streams):
         arguments: list[Argument] = [LEASE_MS]
         for turn_id, entries in due:
             keys += (KEYS.turn(turn_id), KEYS.log(turn_id), KEYS.followers(turn_id))
-            arguments += (epoch, len(entries))
+            arguments += (epoch, _followed(entries), len(entries))
             for position, event in entries:
                 arguments += (position, event.name, encode_data(event))
         found: list[Appended | BaseException] = []
         for reply, one in zip(await self._store.run(self._append_due, keys, arguments), due, strict=True):
             try:
                 found.append(_told(reply, one.turn_id))
-            except (Fenced, LogLost) as error:  # one turn's news, and not the others'
+            except (Fenced, LogBehind, LogLost) as error:  # one turn's news, and not the others'
                 found.append(error)
         return found
 
@@ -151,7 +155,7 @@ class Candidate:
 
     async def append(self, turn_id: TurnId, entries: Sequence[Entry], *, epoch: int = EPOCH) -> Appended:
         form = self._form
-        arguments: list[Argument] = [epoch, LEASE_MS, LIVE_TTL_S]
+        arguments: list[Argument] = [epoch, LEASE_MS, LIVE_TTL_S, _followed(entries)]
         for entry in entries:
             arguments += form.pack(entry)
         keys = (KEYS.turn(turn_id), *form.keys(turn_id), KEYS.followers(turn_id))
@@ -182,10 +186,19 @@ async def _each(layout: Layout, due: Sequence[Due]) -> Sequence[Appended | BaseE
     return await asyncio.gather(*(layout.append(*one) for one in due), return_exceptions=True)
 
 
+def _followed(entries: Sequence[Entry]) -> int:
+    """Return the position that entries follow, as the turn's owner knows it."""
+    return entries[0].position - advance(entries[0].event) if entries else 0
+
+
 def _told(reply: Any, turn_id: TurnId) -> Appended:
-    owned, stop, followers = reply
-    if owned < 0:
-        raise LogLost(turn_id)
-    if not owned:
-        raise Fenced(turn_id)
-    return Appended(StopReason(text(stop) or "") if stop else None, int(followers))
+    match reply:
+        case [1, stop, workers]:
+            followers = [WorkerId(worker.decode()) for worker in workers] if workers else ()
+            return Appended(StopReason(text(stop) or "") if stop else None, followers)
+        case [-2, position]:
+            raise LogBehind(turn_id, position)
+        case [-1]:
+            raise LogLost(turn_id)
+        case _:
+            raise Fenced(turn_id)

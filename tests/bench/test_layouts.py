@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.events import Entry, Fenced, LogLost, MessageCitations, TextDelta, TurnCompleted, after, merged
+from gateway.core.events import (
+    Appended,
+    Entry,
+    Fenced,
+    LogBehind,
+    LogLost,
+    MessageCitations,
+    TextDelta,
+    TurnCompleted,
+    after,
+    merged,
+)
+from gateway.core.identity import WorkerId
 from gateway.core.turn import StopReason, TurnId, Usage
 from gateway.store.redis import Redis
 from tests.bench.log_forms import KEYS
@@ -66,9 +78,8 @@ async def test_append_resent_stores_once(layout: Layout, turn: TurnId) -> None:
     assert merged(await layout.read(turn, 1)) == merged(ANSWER)
 
 
-@pytest.mark.parametrize("layout", ["lean stream", "list", "text"], indirect=True)
 async def test_append_resent_with_its_delta_grown_is_read_once(layout: Layout, turn: TurnId) -> None:
-    """A candidate gives a delta once of which the store had the beginning."""
+    """A delta of which the store had the beginning is given once."""
     await layout.append(turn, [Entry(3, TextDelta("Gr"))])
     await layout.append(turn, [Entry(9, TextDelta("Grüße, 世"))])
     assert merged(await layout.read(turn, 1)) == [Entry(9, TextDelta("Grüße, 世"))]
@@ -83,12 +94,23 @@ async def test_append_of_no_owner_is_refused(layout: Layout, turn: TurnId) -> No
     assert await layout.read(turn, 1) == []
 
 
+async def test_append_beyond_the_logs_end_is_refused(layout: Layout, turn: TurnId) -> None:
+    """A log never gets a gap: whoever appends behind one is told where the log ends, and nothing is written."""
+    await layout.append(turn, ANSWER[:1])
+    with pytest.raises(LogBehind) as behind:
+        await layout.append(turn, ANSWER[2:])
+    assert behind.value.position == 7
+    (told,) = await layout.append_due([Due(turn, ANSWER[2:])])
+    assert isinstance(told, LogBehind)
+    assert await layout.read(turn, 1) == ANSWER[:1]
+
+
 async def test_append_tells_of_stop_and_followers(layout: Layout, turn: TurnId, store: Redis) -> None:
     """The owner learns from its append what was asked for elsewhere."""
-    assert await layout.append(turn, ANSWER[:1]) == (None, 0)
+    assert await layout.append(turn, ANSWER[:1]) == Appended(None, ())
     await store.call("HSET", KEYS.turn(turn), "stop", StopReason.USER)
     await store.call("ZADD", KEYS.followers(turn), "inf", "reader")
-    assert await layout.append(turn, []) == (StopReason.USER, 1)
+    assert await layout.append(turn, []) == Appended(StopReason.USER, [WorkerId("reader")])
 
 
 async def test_append_due_tells_each_turn_its_own(layout: Layout, turn: TurnId) -> None:
@@ -96,7 +118,7 @@ async def test_append_due_tells_each_turn_its_own(layout: Layout, turn: TurnId) 
     lost = TurnId(str(uuid.uuid4()))
     told = await layout.append_due([Due(lost, ANSWER), Due(turn, ANSWER), Due(turn, [])])
     assert isinstance(told[0], LogLost)
-    assert list(told[1:]) == [(None, 0), (None, 0)]
+    assert list(told[1:]) == [Appended(None, ()), Appended(None, ())]
     assert merged(await layout.read(turn, 1)) == merged(ANSWER)
 
 

@@ -27,6 +27,7 @@ from gateway.core.events import (
     merged,
 )
 from gateway.core.turn import StopReason, TurnId, TurnState, Usage
+from tests.units import units
 
 OTHERS = st.sampled_from([MessageStarted("m", "r", "assistant"), MessageCitations([]), TurnStarted("t", "c", 1)])
 DELTAS = st.text(min_size=1, max_size=6).map(TextDelta)
@@ -41,18 +42,6 @@ def log_of(events: list[Event]) -> list[Entry]:
         position += advance(event)
         entries.append(Entry(position, event))
     return entries
-
-
-def units(entries: list[Entry]) -> list[tuple[int, object]]:
-    """Take a log apart to its smallest pieces: a character or an event at each position."""
-    found: list[tuple[int, object]] = []
-    for position, event in entries:
-        if isinstance(event, TextDelta):
-            begin = position - len(event.text)
-            found += [(begin + index, char) for index, char in enumerate(event.text, 1)]
-        else:
-            found.append((position, event))
-    return found
 
 
 @given(EVENTS)

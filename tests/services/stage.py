@@ -10,21 +10,42 @@ from typing import Any
 
 from gateway.core.conversation import Conversation, ConversationId, Feedback, Message, VendorConversation
 from gateway.core.errors import GatewayError
-from gateway.core.events import Entry, EventId, MessageStarted, TextDelta
-from gateway.core.identity import Persona, Principal, Tenant, TenantId, TurnRates, UserHash, UserId
+from gateway.core.events import Entry, EventId, Heading, MessageStarted, TextDelta
+from gateway.core.identity import (
+    Disconnect,
+    Persona,
+    Principal,
+    Tenant,
+    TenantId,
+    TurnRates,
+    UserHash,
+    UserId,
+    WorkerId,
+)
 from gateway.core.turn import AnswerItem, ChatReceiver, TurnId
+from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
 from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
 from gateway.services.feedback import FeedbackService
+from gateway.services.following import Following
 from gateway.services.journal import Journal
-from gateway.services.live_log import Batch
+from gateway.services.owned_turn import TurnPorts, TurnRules
+from gateway.services.peers import Peers
 from gateway.services.recovery import Recovery
+from gateway.services.rescue import RescueRules
+from gateway.services.roster import Roster
+from gateway.services.showing import Showing
 from gateway.services.subscriptions import Subscription, Subscriptions
-from gateway.services.turns import Started, TurnRules, Turns
+from gateway.services.turns import Started, Turns
+from gateway.services.vendor_copy import AfterDisconnect, AfterLoss, VendorCopies
+from gateway.services.watches import Watches
+from gateway.services.window import Batch
 from gateway.store.conversations import RedisConversations
 from gateway.store.creations import RedisCreationKeys
 from gateway.store.event_log import RedisEventLog
+from gateway.store.inbox import Inbox
+from gateway.store.ledger import RedisLedger
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
 from gateway.telemetry.metrics import Metrics
@@ -191,6 +212,19 @@ class Reading:
         return self.events[-1]
 
 
+class OwnHabits:
+    """Habits that one stage has to itself: what one test teaches, no other knows."""
+
+    def __init__(self) -> None:
+        self.known = False
+
+    async def finishes(self) -> bool:
+        return self.known
+
+    async def saw_finish(self) -> None:
+        self.known = True
+
+
 class Stage:
     """A worker: every service of it, over one store and one played vendor."""
 
@@ -209,16 +243,28 @@ class Stage:
         rates: TurnRates | None = None,
         store_timeout_s: float = 2.0,
         call_timeout_s: float = 10.0,
+        disconnect: Disconnect | None = None,
+        rescue: RescueRules | None = None,
+        after_disconnect: AfterDisconnect = "auto",
+        settle_after_s: float = 0.01,
+        settle_retries_s: Sequence[float] = (0.05,),
+        probe_s: float = 0.5,
+        listens: bool = True,
+        lost_after_s: float = 0.5,
     ) -> None:
         self.vendor = vendor or PlayedVendor()
         self.store = Redis(url, timeout_s=store_timeout_s, connections=4)
+        self.worker = WorkerId(uuid.uuid4().hex)
         self.log = RedisEventLog(
             self.store,
+            self.worker,
             lease_s=lease_s,
             turn_timeout_s=60,
             log_ttl_s=log_ttl_s,
             idempotency_ttl_s=100,
             conversation_ttl_s=100,
+            ledger_ttl_s=1000,
+            settle_after_s=settle_after_s,
         )
         self.cache = RedisConversations(self.store, ttl_s=100)
         self.tenant = Tenant(
@@ -228,30 +274,54 @@ class Stage:
                 "other": Persona(alias="other", persona_id=OTHER_PERSONA_ID),
             },
             rates=rates or TurnRates(tenant_per_min=10**6, user_per_min=10**6, address_per_min=10**6),
+            disconnect=disconnect or Disconnect(),
         )
+        tenants = {self.tenant.id: self.tenant}
         self.metrics = Metrics({self.tenant.id: list(self.tenant.personas)})
         admission = Admission(RedisLimiter(self.store), b"pepper", self.metrics)
         self.creation_keys = RedisCreationKeys(self.store, ttl_s=100)
         self.creations = Creations(self.cache, self.creation_keys, call_timeout_s=call_timeout_s)
         self.conversations = Conversations(self.cache, self.vendor, admission, self.creations)
-        self.recovery = Recovery(self.log, self.metrics, answer_max_chars=answer_max_chars)
+        self.roster, self.showing, self.watches = Roster(), Showing(self.log), Watches(self.log)
         self.journal = Journal(self.log, interval_s=interval_s, heartbeat_s=heartbeat_s)
-        self.turns = Turns(
+        ports = TurnPorts(
             upstream=self.vendor,
             log=self.log,
             journal=self.journal,
-            admission=admission,
-            conversations=self.conversations,
-            recovery=self.recovery,
+            showing=self.showing,
             metrics=self.metrics,
             rules=TurnRules(answer_max_chars=answer_max_chars, message_max_chars=message_max_chars),
         )
-        self.subscriptions = Subscriptions(
-            turns=self.turns,
-            log=self.log,
+        copies = VendorCopies(self.vendor)
+        self.habits = OwnHabits()
+        after_loss = AfterLoss(after_disconnect, self.habits)
+        self.recovery = Recovery(
+            ports,
+            self.roster,
+            self.cache,
+            copies,
+            after_loss,
+            tenants=tenants,
+            rules=rescue or RescueRules(timeout_s=0, reads_max=1),
+        )
+        self.ledger = RedisLedger(self.store, ttl_s=1000, retries_s=settle_retries_s)
+        self.accounting = Accounting(self.ledger, self.log, self.cache, copies, after_loss, self.metrics)
+        self.inbox = Inbox(self.store, self.worker, probe_s=probe_s)
+        self.following = Following(self.log, self.recovery, hears=lambda: self.inbox.hears, lost_after_s=lost_after_s)
+        self.roster.on_add = self.following.moved
+        self.peers = Peers(self.roster, self.following, self.watches)
+        if listens:
+            self.inbox.open(self.peers)
+        self.turns = Turns(
+            ports,
+            self.roster,
+            admission=admission,
             conversations=self.conversations,
             recovery=self.recovery,
-            metrics=self.metrics,
+            watches=self.watches,
+        )
+        self.subscriptions = Subscriptions(
+            roster=self.roster, log=self.log, following=self.following, conversations=self.conversations
         )
         self.feedback = FeedbackService(self.conversations, self.cache, self.vendor, admission, self.metrics)
         self._readings: list[Reading] = []
@@ -262,7 +332,20 @@ class Stage:
         await asyncio.gather(*(reading.task for reading in self._readings), return_exceptions=True)
         await self.creations.aclose()
         await self.turns.aclose(grace_s=0)
+        await self.inbox.aclose()
+        await self.following.aclose()
+        await self.watches.aclose()
+        await self.showing.aclose()
         await self.store.aclose()
+
+    async def hears(self) -> None:
+        """Wait until what other workers say arrives here."""
+        await until(lambda: self.inbox.hears)
+
+    def readers(self, turn_id: TurnId) -> int:
+        """Return how many read a turn of this worker, as far as it knows: a whole worker elsewhere counts as one."""
+        turn = self.roster.find(turn_id)
+        return turn.presence.readers if turn is not None else 0
 
     def user(self, name: str = "u1", *, personas: Sequence[str] | None = None) -> Principal:
         return Principal(
@@ -305,21 +388,22 @@ class Stage:
         conversation_id = await self.conversation()
         turn_id = TurnId(str(uuid.uuid4()))
         owner = self.user().user_hash
-        claim = await self.log.claim(
-            self.tenant.id,
-            conversation_id,
-            turn_id,
+        heading = Heading(
+            turn_id=turn_id,
+            conversation_id=conversation_id,
             owner=owner,
-            idempotency_key=None,
-            body_hash="b",
+            persona="default",
             message=Message("user", "Hi", turn_id=turn_id),
+            body_hash="b",
+            idempotency_key=None,
         )
+        claim = await self.log.claim(self.tenant.id, heading)
         assert claim.outcome == "started"
         position, entries = 2, [Entry(2, MessageStarted("m-9", "r-9", "assistant"))]
         for text in texts:
             position += len(text)
             entries.append(Entry(position, TextDelta(text)))
-        await self.log.append(self.tenant.id, turn_id, 1, entries)
+        await self.log.append(self.tenant.id, turn_id, 1, 1, entries)
         await self.until_unleased(turn_id)
         return conversation_id, turn_id
 

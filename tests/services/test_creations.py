@@ -35,7 +35,7 @@ async def refused(code: Code, work: Any) -> GatewayError:
 
 
 @pytest.fixture
-def two(set_stage: SetStage) -> tuple[Stage, Stage]:
+async def two(set_stage: SetStage) -> tuple[Stage, Stage]:
     """Two workers of one tenant, on one store, before one vendor."""
     first = set_stage()
     return first, set_stage(tenant=first.tenant.id, vendor=first.vendor)

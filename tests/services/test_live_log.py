@@ -16,10 +16,13 @@ from gateway.core.events import (
     TextDelta,
     TurnCompleted,
     TurnStarted,
+    after,
     merged,
 )
 from gateway.core.turn import TurnId, Usage
-from gateway.services.live_log import PAGE, PAGE_CHARS, SHOWN_EARLY, Batch, LiveLog
+from gateway.services.live_log import SHOWN_EARLY, LiveLog
+from gateway.services.window import PAGE, PAGE_CHARS, Batch
+from tests.units import Unit, units
 
 TURN, CONVERSATION = TurnId("turn"), ConversationId("conversation")
 STARTED = Entry(1, TurnStarted(TURN, CONVERSATION, 1))
@@ -29,23 +32,9 @@ EARLY = st.one_of(st.text(min_size=1, max_size=4).map(TextDelta), st.just(Messag
 HELD = st.sampled_from([MessageCitations([]), MessageExtra(1, None, None, None, "x")])
 ADDED = st.lists(st.one_of(EARLY, EARLY, EARLY, HELD), min_size=1, max_size=5)
 
-Unit = tuple[int, object]
-
-
-def units(entries: list[Entry]) -> list[Unit]:
-    """Take entries apart to a character or an event at each position."""
-    found: list[Unit] = []
-    for position, event in entries:
-        if isinstance(event, TextDelta):
-            begin = position - len(event.text)
-            found += [(begin + index, char) for index, char in enumerate(event.text, 1)]
-        else:
-            found.append((position, event))
-    return found
-
 
 def new_log() -> LiveLog:
-    return LiveLog(TURN, CONVERSATION, STARTED)
+    return LiveLog(TURN, CONVERSATION, [STARTED])
 
 
 class Cursor:
@@ -88,13 +77,14 @@ class Cursor:
 
 
 class LiveLogMachine(RuleBasedStateMachine):
-    """Adds, saves and readers in any order."""
+    """Adds, saves, losses of the store and readers in any order."""
 
     @initialize()
     def begin(self) -> None:
         self.live = new_log()
         self.log: list[Entry] = [STARTED]
         self.stored = 1  # the position up to which the store has everything
+        self.confirmed = 1  # and the furthest that it ever had: what readers were shown stays shown
         self.saving: int | None = None
         self.readers: list[Cursor] = []
         self.ended = False
@@ -103,7 +93,7 @@ class LiveLogMachine(RuleBasedStateMachine):
         """What the promise lets readers see: everything up to the first event that must be stored first and is not."""
         shown: list[Entry] = []
         for entry in self.log:
-            if type(entry.event) not in SHOWN_EARLY and entry.position > self.stored:
+            if type(entry.event) not in SHOWN_EARLY and entry.position > self.confirmed:
                 break
             shown.append(entry)
         return shown
@@ -123,7 +113,7 @@ class LiveLogMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.saving is None and not self.ended)
     @rule()
     def save_begins(self) -> None:
-        assert self.live.unsaved() == merged([entry for entry in self.log if entry.position > self.stored])
+        assert self.live.unsaved() == merged(after(self.log, self.stored))
         self.saving = self.live.position
 
     @precondition(lambda self: self.saving is not None and not self.ended)
@@ -131,6 +121,7 @@ class LiveLogMachine(RuleBasedStateMachine):
     def save_ends(self) -> None:
         assert self.saving is not None
         self.stored, self.saving = self.saving, None
+        self.confirmed = max(self.confirmed, self.stored)
         self.live.saved(self.stored)
 
     @precondition(lambda self: self.saving is not None)
@@ -139,11 +130,24 @@ class LiveLogMachine(RuleBasedStateMachine):
         self.saving = None
 
     @precondition(lambda self: not self.ended)
-    @rule()
-    def turn_ends(self) -> None:
-        self.add([ENDING])
-        self.stored, self.saving, self.ended = self.live.position, None, True
-        self.live.saved(self.stored)
+    @rule(data=st.data())
+    def store_turns_out_to_be_behind(self, data: st.DataObject) -> None:
+        self.saving = None
+        self.stored = self.live.saved_position = data.draw(st.integers(0, self.stored))
+
+    @precondition(lambda self: not self.ended)
+    @rule(skip=st.integers(0, 3))
+    def turn_ends(self, skip: int) -> None:
+        self.log.append(Entry(self.log[-1].position + skip + 1, ENDING))
+        self.stored = self.confirmed = self.log[-1].position
+        self.saving, self.ended = None, True
+        self.live.end(self.log[-1])
+
+    @rule(data=st.data())
+    def rest_is_asked_for(self, data: st.DataObject) -> None:
+        position = data.draw(st.integers(0, self.log[-1].position))
+        rest = units(self.live.shown_after(position))
+        assert rest == [unit for unit in units(self.visible()) if unit[0] > position]
 
     @rule(data=st.data())
     def reader_comes(self, data: st.DataObject) -> None:
@@ -186,7 +190,11 @@ class LiveLogMachine(RuleBasedStateMachine):
     def log_says_where_it_stands(self) -> None:
         assert self.live.position == self.log[-1].position
         assert self.live.holding == (len(self.visible()) < len(self.log))
+        assert self.live.saved_position == self.stored
+        assert self.live.head == self.visible()[-1].position
+        assert self.live.text() == "".join(e.event.text for e in self.log if isinstance(e.event, TextDelta))
         assert self.live.ended == self.ended
+        assert not self.live.closed
 
     def teardown(self) -> None:
         if not hasattr(self, "live"):
@@ -215,6 +223,91 @@ def test_live_log_saved_deltas_are_merged_in_memory() -> None:
         pass
     assert reader.position == 10_001
     assert len(reader.got) == 10_001
+
+
+def test_live_log_that_the_store_lost_is_whole_for_sending_again() -> None:
+    """Though saved deltas have been merged, the log can be sent again from its beginning or from any character."""
+    live = new_log()
+    text = "".join(chr(ord("a") + number % 26) for number in range(10_000))
+    for begin in range(0, len(text), 100):
+        live.add([TextDelta(text[begin : begin + 100])])
+        live.saved(live.position)
+    for lost_from in (10_001, 10_000, 9_950, 4_321, 1):
+        live.saved_position = lost_from
+        rest = text[lost_from - 1 :]
+        assert live.unsaved() == ([Entry(10_001, TextDelta(rest))] if rest else [])
+    live.saved_position = 0
+    assert live.unsaved() == [STARTED, Entry(10_001, TextDelta(text))]
+    live.saved(live.position)
+    assert live.unsaved() == []
+
+
+def test_live_log_set_back_shows_nothing_twice() -> None:
+    """What has been shown stays shown; only what waits goes on waiting, and is sent with the rest."""
+    live = new_log()
+    reader = Cursor(live, 1)
+    reader.attached, reader.room = True, 100
+    live.attach(reader)
+    live.add([TextDelta("ab"), MessageCitations([])])
+    live.saved(live.position)
+    live.add([TextDelta("c"), MessageCitations([]), TextDelta("d")])
+    live.saved_position = 2
+    seen = [(2, "a"), (3, "b"), (4, MessageCitations([])), (5, "c")]
+    assert reader.got == seen
+    assert units(live.unsaved()) == [*seen[1:], (6, MessageCitations([])), (7, "d")]
+    live.saved(live.position)
+    assert reader.got == [*seen, (6, MessageCitations([])), (7, "d")]
+
+
+def test_live_log_end_shows_what_waited_and_the_ending_last() -> None:
+    """A store that did not take the last events in time holds up nobody's ending, and what it lacks is known."""
+    live = new_log()
+    reader = Cursor(live, 1)
+    reader.attached, reader.room = True, 100
+    live.attach(reader)
+    live.add([TextDelta("a"), MessageCitations([]), TextDelta("b")])
+    assert live.holding
+    live.end(Entry(9, ENDING))  # with positions left out, for what readers may have been shown elsewhere
+    assert reader.got == [(2, "a"), (3, MessageCitations([])), (4, "b"), (9, ENDING)]
+    assert (live.ended, live.holding, live.head, live.position) == (True, False, 9, 9)
+    late = Cursor(live, 2)
+    while late.pull():
+        pass
+    assert late.got == reader.got[1:]
+
+
+def test_live_log_of_a_turn_taken_over_goes_on_where_the_store_ends() -> None:
+    """What the lost worker had stored is there for readers and is not sent again."""
+    stored = [STARTED, Entry(4, TextDelta("abc")), Entry(5, MessageCitations([]))]
+    live = LiveLog(TURN, CONVERSATION, stored)
+    assert (live.position, live.saved_position, live.unsaved(), live.text()) == (5, 5, [], "abc")
+    live.add([TextDelta("de")])
+    assert live.unsaved() == [Entry(7, TextDelta("de"))]
+    assert live.text() == "abcde"
+    live.saved(7)
+    assert units(live.shown_after(2)) == units(after([*stored, Entry(7, TextDelta("de"))], 2))
+
+
+def test_live_log_batches_say_what_they_follow() -> None:
+    """Whoever joins what it is pushed can tell a gap from none."""
+    live = new_log()
+    begins: list[int] = []
+
+    class Noting(Cursor):
+        def pushed(self, batch: Batch, /) -> None:
+            assert batch.begins == self.position
+            begins.append(batch.begins)
+            super().pushed(batch)
+
+    reader = Noting(live, 1)
+    reader.attached, reader.room = True, 100
+    live.attach(reader)
+    live.add([MessageStarted(None, None, "assistant")])
+    live.add([TextDelta("ab"), TextDelta("c")])
+    live.add([MessageCitations([]), TextDelta("d")])
+    live.saved(live.position)
+    live.end(Entry(live.position + 1, ENDING))
+    assert begins == [1, 2, 5, 7]
 
 
 def test_live_log_holds_what_follows_a_held_event() -> None:

@@ -25,7 +25,7 @@ async def test_recover_ends_the_turn_one_cap_further_on(short_lease: Stage) -> N
     """The ending says worker_lost, holds the text so far, and lies after whatever any reader may have been shown."""
     stage = short_lease
     _, turn = await stage.orphan("Hel", "lo")
-    assert await stage.recovery.recover(stage.tenant.id, turn)
+    assert await stage.recovery.end(stage.tenant.id, turn)
     entries = await stage.log.read(stage.tenant.id, turn, 0, 100)
     position, ending = entries[-1]
     assert isinstance(ending, TurnFailed)
@@ -43,8 +43,7 @@ async def test_recover_of_many_at_once_writes_one_ending(short_lease: Stage) -> 
     stage = short_lease
     _, turn = await stage.orphan("Hello")
     stage.log._lease_ms = 30_000
-    done = await asyncio.gather(*(stage.recovery.recover(stage.tenant.id, turn) for _ in range(20)))
-    assert sum(done) == 1
+    await asyncio.gather(*(stage.recovery.end(stage.tenant.id, turn) for _ in range(20)))
     names = [entry.event.name for entry in await stage.log.read(stage.tenant.id, turn, 0, 100)]
     assert names.count("turn.failed") == 1
 
@@ -67,7 +66,7 @@ async def test_recover_keeps_the_question_and_what_was_answered(short_lease: Sta
     """After a loss the transcript still holds the question, the partial answer, and why there is no more."""
     stage = short_lease
     conversation, turn = await stage.orphan("Hel")
-    await stage.recovery.recover(stage.tenant.id, turn)
+    await stage.recovery.end(stage.tenant.id, turn)
     question, answer = await stage.transcript(conversation)
     assert (question.role, question.content, question.turn_id) == ("user", "Hi", turn)
     assert (answer.role, answer.content, answer.state, answer.turn_id) == ("assistant", "Hel", "failed", turn)
@@ -122,7 +121,7 @@ async def test_recover_never_robs_a_live_owner(set_stage: SetStage) -> None:
     chat = await owner.vendor.chat()
     deadline_s = asyncio.get_running_loop().time() + 0.8  # several leases of silence
     while asyncio.get_running_loop().time() < deadline_s:
-        assert not await other.recovery.recover(owner.tenant.id, started.turn_id)
+        assert not await other.recovery.end(owner.tenant.id, started.turn_id)
         await asyncio.sleep(0.02)
     chat.complete("Hello")
     ending = await (await other.read(started.turn_id)).ended()
@@ -154,7 +153,7 @@ async def test_owner_that_was_fenced_lets_go_and_its_readers_go_on_from_the_stor
     await owner.until_unleased(started.turn_id)
     chat.say("shown, not saved")
     await until(lambda: reading.text != "")
-    assert await other.recovery.recover(owner.tenant.id, started.turn_id)
+    assert await other.recovery.end(owner.tenant.id, started.turn_id)
     ending = await reading.ended()
     assert isinstance(ending, TurnFailed)
     assert ending.error.code is Code.WORKER_LOST

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import EventId, TurnCompleted
+from gateway.core.identity import UserHash
 from gateway.core.turn import AnswerItem, TurnId
 from gateway.store.redis import Keys
 from tests.services.conftest import SetStage
@@ -108,6 +109,35 @@ async def test_reader_on_another_worker_follows_through_the_store(set_stage: Set
     assert (ending.text, reading.text) == ("Hello you", "Hello you")
 
 
+async def test_reader_elsewhere_whose_message_is_lost_gets_it_from_the_log(
+    set_stage: SetStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an owner showed in vain is read from the log before what it shows next: nothing is skipped."""
+    owner = set_stage()
+    other = set_stage(tenant=owner.tenant.id, vendor=owner.vendor)
+    await other.hears()
+    started = await owner.start(await owner.conversation())
+    reading = await other.read(started.turn_id)
+    chat = await owner.vendor.chat()
+    chat.say("Hello")
+    await until(lambda: reading.text == "Hello")
+    lost = asyncio.Event()
+
+    async def lose(*_: object) -> None:
+        lost.set()
+        raise GatewayError(Code.STORE_UNAVAILABLE)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner.log, "show", lose)
+        chat.say(" you")
+        await lost.wait()
+    chat.say(" there")
+    await until(lambda: reading.text.endswith(" there"))
+    assert reading.text == "Hello you there"
+    chat.complete()
+    assert (await reading.ended()).text == reading.text
+
+
 async def test_open_by_another_user_or_of_no_turn_is_not_found(stage: Stage) -> None:
     """Replay needs the same right as the original, while the turn runs and after it has ended."""
     started = await stage.start(await stage.conversation())
@@ -159,8 +189,9 @@ async def test_open_when_the_log_is_gone_says_so_with_the_text(stage: Stage) -> 
         assert error.extra["state"] == "completed"
 
 
-async def test_reader_whose_log_expires_under_it_is_let_go(stage: Stage, set_stage: SetStage) -> None:
+async def test_reader_whose_log_expires_under_it_is_let_go(set_stage: SetStage) -> None:
     """A reader that waits on a log that is no more is told so, and not left to think that the answer ended."""
+    stage = set_stage(interval_s=60.0, heartbeat_s=60.0)  # an owner that does not look after its log
     other = set_stage(tenant=stage.tenant.id, vendor=stage.vendor)
     started = await stage.start(await stage.conversation())
     (await stage.vendor.chat()).say("Hello")
@@ -178,7 +209,13 @@ async def test_join_reads_a_turn_from_its_beginning(stage: Stage) -> None:
     """A watcher that joins a turn as it begins misses nothing of it."""
     conversation = await stage.conversation()
     joined: list[Reading] = []
-    stage.turns.watch(conversation, lambda turn: joined.append(Reading(stage.subscriptions.join(stage.user(), turn))))
+
+    def join(turn_id: TurnId, owner: UserHash) -> None:
+        turn = stage.turns.find(turn_id)
+        assert turn is not None
+        joined.append(Reading(stage.subscriptions.join(stage.user(), turn)))
+
+    await stage.watches.watch(stage.tenant.id, conversation, join)
     await stage.start(conversation)
     (await stage.vendor.chat()).complete("Hello")
     assert (await joined[0].ended()).text == "Hello"

@@ -13,7 +13,7 @@ from gateway.core.errors import WIRE, Code, GatewayError
 from gateway.core.events import MessageExtra, TurnCompleted, TurnFailed, TurnStopped
 from gateway.core.identity import TurnRates
 from gateway.core.turn import AnswerItem, StopReason, TurnId, TurnState
-from gateway.services import turn as turn_module
+from gateway.services import owned_turn
 from gateway.store.embedded import EmbeddedValkey
 from tests.services.conftest import SetStage
 from tests.services.stage import FINISH, Stage, until
@@ -385,8 +385,8 @@ async def test_turn_ending_while_the_store_is_away_reaches_the_local_reader(
     set_stage: SetStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader on this worker gets the ending within a bound, and the store gets the same one when it is back."""
-    monkeypatch.setattr(turn_module, "FINISH_ATTEMPTS", 3)
-    monkeypatch.setattr(turn_module, "FINISH_PAUSE_S", 0.05)
+    monkeypatch.setattr(owned_turn, "FINISH_ATTEMPTS", 3)
+    monkeypatch.setattr(owned_turn, "FINISH_PAUSE_S", 0.05)
     server = EmbeddedValkey(tmp_path / "own")
     await server.open()
     try:

@@ -15,8 +15,10 @@ import redis
 from gateway.core.identity import TenantId
 from gateway.store.embedded import EmbeddedValkey, Server, find_servers
 from gateway.store.redis import Redis
+from tests.store.log_bench import Bench
 
 OpenRedis = Callable[..., Redis]
+MakeBench = Callable[..., Bench]
 
 
 def server_of(product: str) -> Server:
@@ -66,6 +68,24 @@ async def store(open_redis: OpenRedis) -> Redis:
 def tenant() -> TenantId:
     """A tenant that no other test shares."""
     return TenantId(f"t-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def make_bench(store: Redis, tenant: TenantId) -> MakeBench:
+    """Make benches of the tenant; the conversation is not cached yet."""
+
+    def make(**options: float) -> Bench:
+        return Bench(store, tenant, **options)
+
+    return make
+
+
+@pytest.fixture
+async def bench(make_bench: MakeBench) -> Bench:
+    """A bench with its conversation cached."""
+    bench = make_bench()
+    await bench.cache()
+    return bench
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
 
 import pytest
 
-from gateway.core.conversation import Conversation, ConversationId, Message
+from gateway.core.conversation import ConversationId, Message
 from gateway.core.events import (
     Appended,
     Claim,
@@ -18,97 +17,15 @@ from gateway.core.events import (
     MessageCitations,
     MessageStarted,
     TextDelta,
-    TurnCompleted,
     TurnFailed,
+    TurnRecord,
     TurnStarted,
 )
 from gateway.core.identity import TenantId, UserHash
-from gateway.core.turn import StopReason, TurnId, TurnState, Usage
-from gateway.store.conversations import RedisConversations
-from gateway.store.event_log import RedisEventLog
-from gateway.store.redis import Keys, Redis
-
-OWNER = UserHash("0f" * 16)
-QUESTION = Message("user", "Hi")
-USAGE = Usage(1, 2, 3, "reported")
-COMPLETED = TurnCompleted("m", "r", "stop", "Hello", USAGE)
-NO_ONE = TurnId("00000000-0000-4000-8000-000000000000")
-
-
-class Bench:
-    """A log with a conversation of one tenant to claim."""
-
-    def __init__(self, store: Redis, tenant: TenantId, *, lease_s: float = 30.0) -> None:
-        self.store = store
-        self.tenant = tenant
-        self.keys = Keys(tenant)
-        self.conversation = ConversationId(str(uuid.uuid4()))
-        self.conversations = RedisConversations(store, ttl_s=500)
-        self.log = RedisEventLog(
-            store,
-            lease_s=lease_s,
-            turn_timeout_s=100,
-            log_ttl_s=200,
-            idempotency_ttl_s=300,
-            conversation_ttl_s=500,
-        )
-
-    async def cache(self, **fields: object) -> None:
-        record = Conversation(id=self.conversation, owner=OWNER, persona="default", **fields)  # type: ignore[arg-type]
-        await self.conversations.put(self.tenant, record)
-
-    async def claim(self, key: str | None = None, body: str = "b1", owner: UserHash = OWNER) -> Claim:
-        return await self.log.claim(
-            self.tenant,
-            self.conversation,
-            TurnId(str(uuid.uuid4())),
-            owner=owner,
-            idempotency_key=key,
-            body_hash=body,
-            message=QUESTION,
-        )
-
-    async def turn(self) -> TurnId:
-        """Start a turn and return its id."""
-        claim = await self.claim()
-        assert claim.outcome == "started"
-        return claim.turn_id
-
-    async def append(self, turn: TurnId, *entries: Entry, epoch: int = 1) -> Appended:
-        return await self.log.append(self.tenant, turn, epoch, entries)
-
-    async def finish(
-        self, turn: TurnId, *entries: Entry, epoch: int = 1, messages: list[Message] | None = None
-    ) -> None:
-        await self.log.finish(self.tenant, self.conversation, turn, epoch, entries, messages or [])
-
-    async def all(self, turn: TurnId) -> list[Entry]:
-        return await self.log.read(self.tenant, turn, 0, 1000)
-
-    async def until_orphaned(self, turn: TurnId) -> None:
-        """Wait until the lease of a turn has run out on the server's clock."""
-        async with asyncio.timeout(5):
-            while (record := await self.log.record(self.tenant, turn)) is not None and record.leased:
-                await asyncio.sleep(0.01)
-
-
-MakeBench = Callable[..., Bench]
-
-
-@pytest.fixture
-def make_bench(store: Redis, tenant: TenantId) -> MakeBench:
-    def make(**options: float) -> Bench:
-        return Bench(store, tenant, **options)
-
-    return make
-
-
-@pytest.fixture
-async def bench(make_bench: MakeBench) -> Bench:
-    bench = make_bench()
-    await bench.cache()
-    return bench
-
+from gateway.core.turn import StopReason, TurnId, TurnState
+from gateway.store.redis import Redis
+from tests.store.conftest import MakeBench
+from tests.store.log_bench import COMPLETED, NO_ONE, OWNER, QUESTION, USAGE, Bench
 
 # --- claim --------------------------------------------------------------------------------------------------------
 
@@ -129,7 +46,18 @@ async def test_claim_writes_turn_started_with_it(bench: Bench) -> None:
     claim = await bench.claim()
     assert await bench.all(claim.turn_id) == [Entry(1, TurnStarted(claim.turn_id, bench.conversation, 1))]
     record = await bench.log.record(bench.tenant, claim.turn_id)
-    assert record == (claim.turn_id, bench.conversation, OWNER, TurnState.RUNNING, 1, True)
+    assert record == TurnRecord(
+        claim.turn_id,
+        bench.conversation,
+        OWNER,
+        TurnState.RUNNING,
+        epoch=1,
+        leased=True,
+        persona="default",
+        messages_before=0,
+        last_message_id=None,
+        message_id=None,
+    )
     head = await bench.conversations.head(bench.tenant, bench.conversation)
     assert head is not None
     assert head.active_turn_id == claim.turn_id
@@ -259,11 +187,11 @@ async def test_append_to_an_ended_or_unknown_turn_is_fenced(bench: Bench) -> Non
 async def test_append_answers_with_the_stop_flag(bench: Bench) -> None:
     """An owner that hears nothing else learns of a stop from its next append; the first reason stands."""
     turn = await bench.turn()
-    assert await bench.append(turn) == Appended(None, 0)
+    assert await bench.append(turn) == Appended(None, ())
     await bench.log.request_stop(bench.tenant, turn, StopReason.USER)
     await bench.log.request_stop(bench.tenant, turn, StopReason.ADMIN)
-    assert await bench.append(turn, Entry(2, TextDelta("a"))) == Appended(StopReason.USER, 0)
-    assert await bench.append(turn) == Appended(StopReason.USER, 0)
+    assert await bench.append(turn, Entry(2, TextDelta("a"))) == Appended(StopReason.USER, ())
+    assert await bench.append(turn) == Appended(StopReason.USER, ())
 
 
 async def test_request_stop_of_an_ended_or_unknown_turn_writes_nothing(bench: Bench) -> None:
@@ -288,31 +216,6 @@ async def test_append_without_entries_renews_the_lease(make_bench: MakeBench) ->
     await bench.until_orphaned(turn)
     await bench.append(turn)  # late, but nobody took the turn meanwhile: it is still its owner's
     assert await bench.log.take_over(bench.tenant, turn) is None
-
-
-async def test_take_over_of_many_at_once_gives_one_new_epoch(make_bench: MakeBench) -> None:
-    """Of many that find the same orphan one becomes its owner."""
-    bench = make_bench(lease_s=0.05)
-    await bench.cache()
-    turn = await bench.turn()
-    await bench.until_orphaned(turn)
-    bench.log._lease_ms = 30_000
-    epochs = await asyncio.gather(*(bench.log.take_over(bench.tenant, turn) for _ in range(20)))
-    assert [epoch for epoch in epochs if epoch is not None] == [2]
-
-
-async def test_append_tells_how_many_read_the_turn_elsewhere(bench: Bench) -> None:
-    """Readers on other workers are counted from when they say so until they leave or fall silent."""
-    turn = await bench.turn()
-    for reader in ("a", "b", "a"):
-        await bench.log.follow(bench.tenant, turn, reader, 60)
-    assert await bench.append(turn) == Appended(None, 2)
-    await bench.log.follow(bench.tenant, turn, "a", 0)
-    assert await bench.append(turn) == Appended(None, 1)
-    await bench.log.follow(bench.tenant, turn, "b", 0.05)
-    async with asyncio.timeout(5):
-        while await bench.append(turn) != Appended(None, 0):
-            await asyncio.sleep(0.01)
 
 
 # --- finish -------------------------------------------------------------------------------------------------------
@@ -469,6 +372,7 @@ async def test_log_keys_live_as_long_as_promised(bench: Bench) -> None:
 
     assert 290 < await ttl(keys.turn(claim.turn_id)) <= 300
     assert 290 < await ttl(keys.log(claim.turn_id)) <= 300
+    assert 290 < await ttl(keys.running()) <= 300
     assert 290 < await ttl(keys.idempotency(OWNER, bench.conversation, "k1")) <= 300
     assert 490 < await ttl(keys.conversation(bench.conversation)) <= 500
     assert 490 < await ttl(keys.conversations(OWNER)) <= 500

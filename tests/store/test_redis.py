@@ -9,7 +9,6 @@ import random
 import signal
 import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -21,22 +20,21 @@ import redis.asyncio as redis_asyncio
 import trustme
 from redis.exceptions import RedisError
 
-from gateway.core.conversation import Conversation, ConversationId, Feedback, Message
+from gateway.core.conversation import Feedback, Message
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import Entry, TextDelta, TurnCompleted
+from gateway.core.events import Entry, TextDelta, TurnStarted
 from gateway.core.idempotency import Reservation
-from gateway.core.identity import KeyKind, KeyRecord, TenantId, UserHash
+from gateway.core.identity import KeyKind, KeyRecord, TenantId
 from gateway.core.limits import Limit
-from gateway.core.turn import StopReason, TurnId, Usage
-from gateway.store.conversations import RedisConversations
+from gateway.core.turn import StopReason
 from gateway.store.creations import RedisCreationKeys
 from gateway.store.embedded import EmbeddedValkey
-from gateway.store.event_log import RedisEventLog
 from gateway.store.facts import store_fault
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Keys, Redis, Script
 from gateway.store.tenants import RedisKeys
 from tests.store.conftest import OpenRedis
+from tests.store.log_bench import COMPLETED, OWNER, Bench
 from tests.store.topologies import Setup, free_port, until
 
 SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[2] / "gateway" / "store" / "scripts").glob("*.lua"))
@@ -98,6 +96,11 @@ def test_keys_all_begin_with_their_tenants_hash_tag() -> None:
         keys.conversations("u"),
         keys.log("t"),
         keys.turn("t"),
+        keys.followers("t"),
+        keys.watchers("c"),
+        keys.running(),
+        keys.settlements(),
+        keys.unsettled(),
         keys.idempotency("u", "c", "k"),
         keys.creation("u", "k"),
         keys.limit("turn:user:u"),
@@ -120,37 +123,33 @@ def test_keys_idempotency_keeps_its_parts_apart() -> None:
 async def test_store_every_key_is_the_tenants_and_all_but_api_keys_expire(store: Redis, tenant: TenantId) -> None:
     """After every kind of write, each new key in the whole store begins with hg:{tenant}: and will go by itself."""
     before = set(await store.call("KEYS", "*"))
-    log = RedisEventLog(
-        store, lease_s=30, turn_timeout_s=100, log_ttl_s=100, idempotency_ttl_s=100, conversation_ttl_s=100
-    )
-    conversations = RedisConversations(store, ttl_s=100)
-    owner, conversation_id, turn_id = UserHash("0f" * 16), ConversationId(str(uuid.uuid4())), TurnId(str(uuid.uuid4()))
-    record = Conversation(id=conversation_id, owner=owner, persona="default", messages=[Message("assistant", "x", "m")])
-    await conversations.put(tenant, record)
+    bench = Bench(store, tenant)
+    log, conversations, conversation_id = bench.log, bench.conversations, bench.conversation
+    await bench.cache(messages=[Message("assistant", "x", "m")])
     await conversations.put_feedback(tenant, conversation_id, "m", Feedback("f", 1))
-    await log.claim(
-        tenant,
-        conversation_id,
-        turn_id,
-        owner=owner,
-        idempotency_key="k",
-        body_hash="b",
-        message=Message("user", "Hi"),
-    )
+    await log.watch(tenant, conversation_id, 30)
+    heading = await bench.begin("k")
+    turn_id = heading.turn_id
     creation_keys = RedisCreationKeys(store, ttl_s=100)
-    for creation in (Reservation(owner, "k", "b", "t"), Reservation(owner, "kept", "b", "t")):
+    for creation in (Reservation(OWNER, "k", "b", "t"), Reservation(OWNER, "kept", "b", "t")):
         await creation_keys.reserve(tenant, creation, 30)
-    await creation_keys.keep(tenant, creation, record)
-    await log.append(tenant, turn_id, 1, [Entry(2, TextDelta("a"))])
+    await creation_keys.keep(tenant, creation, await bench.cached())
+    await bench.append(turn_id, Entry(2, TextDelta("a")))
+    await log.follow(tenant, turn_id, 30)
     await log.request_stop(tenant, turn_id, StopReason.USER)
-    await log.take_over(tenant, turn_id)
-    ending = TurnCompleted(None, None, "stop", "a", Usage(0, 0, 0, "reported"))
-    await log.finish(tenant, conversation_id, turn_id, 1, [Entry(3, ending)], [Message("user", "a")])
+    await log.take_over(tenant, turn_id, bench.worker)
+    await bench.lose(turn_id)
+    await log.restore(tenant, heading, 1)
+    await bench.append(turn_id, Entry(1, TurnStarted(turn_id, conversation_id, 1)), Entry(2, TextDelta("a")))
+    await log.follow(tenant, turn_id, 30)
+    await bench.another_conversation()
+    for look_up in (False, True):  # one settled, one to be looked up; the first turn is still running
+        await bench.finish(await bench.turn(), Entry(2, COMPLETED), look_up=look_up)
     await RedisLimiter(store).admit(tenant, [Limit("user", "turn:user", 5, 60.0)])
     key = KeyRecord(id="k1234567", tenant=tenant, kind=KeyKind.SECRET, label="x", digest="d", created_at="now")
     await RedisKeys(store).add(key)
     made = {name.decode() for name in set(await store.call("KEYS", "*")) - before}
-    assert len(made) == 10
+    assert len(made) == 20
     assert all(name.startswith(f"hg:{{{tenant}}}:") for name in made)
     endless = {name for name in made if await store.call("TTL", name) < 0}
     assert endless == {Keys(tenant).api_key("k1234567"), Keys(tenant).api_keys()}

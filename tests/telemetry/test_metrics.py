@@ -6,6 +6,7 @@ import asyncio
 import re
 from pathlib import Path
 from time import sleep
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import gateway
 from gateway.core.errors import Code
+from gateway.core.ledger import Source
 from gateway.core.turn import StopReason, TurnState
 from gateway.telemetry.metrics import (
     HTTP2_ERRORS,
@@ -99,19 +101,34 @@ async def test_turn_is_counted_from_start_to_end(metrics: Metrics) -> None:
     assert seen['gateway_added_latency_seconds_bucket{le="0.002"}'] == 1
 
 
+async def test_turn_of_a_lost_worker_is_live_where_it_was_taken_over(metrics: Metrics) -> None:
+    """A rescue is a live turn of this worker without having been started here, and says how it went."""
+    metrics.turn_taken_over("acme", "support")
+    seen = await scrape(metrics)
+    assert seen['gateway_turns_live{persona="support",tenant="acme"}'] == 1
+    assert 'gateway_turns_started_total{persona="support",tenant="acme"}' not in seen
+    metrics.turn_ended("acme", "support", TurnState.FAILED, Code.WORKER_LOST, 3.0)
+    metrics.turn_recovered("acme", completed=False)
+    metrics.turn_settled("acme", "read_back")
+    seen = await scrape(metrics)
+    assert seen['gateway_turns_live{persona="support",tenant="acme"}'] == 0
+    assert seen['gateway_turns_recovered_total{completed="no",tenant="acme"}'] == 1
+    assert seen['gateway_settlements_total{source="read_back",tenant="acme"}'] == 1
+
+
 async def test_turn_of_unknown_labels_is_folded(metrics: Metrics) -> None:
     """An unknown persona keeps its tenant; an unknown tenant or outcome keeps nothing."""
     metrics.turn_started("acme", "sneaky")
     metrics.turn_started("stranger", "support")
     metrics.turn_ended("acme", "sales", "failed", "made up", 1)
     metrics.turn_ended("acme", "sales", "exploded", "user", 1)
-    metrics.turn_recovered("stranger")
+    metrics.turn_recovered("stranger", completed=True)
     seen = await scrape(metrics)
     assert seen['gateway_turns_started_total{persona="other",tenant="acme"}'] == 1
     assert seen['gateway_turns_started_total{persona="other",tenant="other"}'] == 1
     assert seen['gateway_turns_total{outcome="failed",persona="sales",reason="other",tenant="acme"}'] == 1
     assert seen['gateway_turns_total{outcome="other",persona="sales",reason="other",tenant="acme"}'] == 1
-    assert seen['gateway_turns_recovered_total{tenant="other"}'] == 1
+    assert seen['gateway_turns_recovered_total{completed="yes",tenant="other"}'] == 1
 
 
 async def test_client_streams_are_counted(metrics: Metrics) -> None:
@@ -237,7 +254,10 @@ def abuse(metrics: Metrics, word: str, number: int) -> None:
     for outcome in (word, "completed", "stopped", "failed"):
         metrics.turn_ended("acme", word, outcome, word, 1)
         metrics.turn_ended(word, "support", outcome, word, 1)
-    metrics.turn_recovered(word)
+    metrics.turn_taken_over(word, word)
+    metrics.turn_taken_over("acme", word)
+    metrics.turn_recovered(word, completed=False)
+    metrics.turn_settled(word, "estimated")
     metrics.tokens_counted(word, word, 1, 1, word)
     metrics.first_token(word, word, 1)
     metrics.gap_histogram(word, word).observe(1)
@@ -262,9 +282,13 @@ def fill(metrics: Metrics) -> None:
             for status in (*STATUSES, 0, 199, 299, 399, 418, 599):
                 metrics.request_ended(route, method, status, 1)
     for tenant in (*TENANTS, "other"):
-        metrics.turn_recovered(tenant)
+        for completed in (True, False):
+            metrics.turn_recovered(tenant, completed=completed)
+        for settled in get_args(Source):
+            metrics.turn_settled(tenant, settled)
         for persona in (*TENANTS.get(tenant, ()), "other"):
             metrics.turn_started(tenant, persona)
+            metrics.turn_taken_over(tenant, persona)
             for outcome in ("completed", "stopped", "failed", "other"):
                 for reason in (
                     *Code,

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.store.embedded import EmbeddedValkey
 from tests.conftest import Running, StartGateway
-from tests.transports.client import Answer, Client, metric
+from tests.transports.client import Answer, Client, eventually, metric
 from tests.transports.conftest import SignIn
 
 
@@ -112,8 +112,9 @@ async def test_ops_are_not_on_the_public_port(path: str, client: Client) -> None
 async def test_livez_and_readyz_of_a_running_gateway_are_ok(running: Running) -> None:
     """Both answer 200 as soon as the gateway serves."""
     assert (await internal(running, "/livez")).status == 200
+    await eventually(lambda: running.gateway.inbox.hears, "the worker to hear the others")
     ready = await internal(running, "/readyz")
-    assert (ready.status, ready.body["checks"]) == (200, {"worker": "ok", "store": "ok"})
+    assert (ready.status, ready.body["checks"]) == (200, {"worker": "ok", "store": "ok", "peers": "ok"})
 
 
 async def test_readyz_of_draining_gateway_is_503_while_livez_is_ok(running: Running) -> None:
@@ -151,7 +152,8 @@ async def test_store_that_goes_away_is_told_everywhere_and_never_hangs(
         await valkey.aclose()
     assert (await internal(running, "/livez")).status == 200
     ready = await internal(running, "/readyz")
-    assert (ready.status, ready.body["checks"]) == (503, {"worker": "ok", "store": "store_unavailable"})
+    assert ready.status == 503
+    assert ready.body["checks"] == {"worker": "ok", "store": "store_unavailable", "peers": "deaf"}
     async with asyncio.timeout(5):
         for method, path, body in (
             ("GET", f"/v1/conversations/{conversation}", None),

@@ -192,11 +192,23 @@ async def test_resume_on_another_gateway_follows_a_turn_that_runs_elsewhere(
     assert check_log(events).data["text"] == said(message).text
 
 
-async def test_resume_after_kill_in_mid_answer_ends_in_worker_lost(
-    start_gateway: StartGateway, sign_in: SignIn, store_url: str, tmp_path: Path
+@pytest.mark.parametrize("habit", ["finishes", "drops"])
+async def test_resume_after_kill_in_mid_answer(
+    habit: str, start_gateway: StartGateway, sign_in: SignIn, store_url: str, tmp_path: Path
 ) -> None:
-    """When a gateway is killed its turn ends honestly on the next one, after all that any reader was shown."""
-    survivor = await start_gateway()
+    """When a gateway is killed the next one brings the turn to its end, after all that any reader was shown.
+
+    Where the vendor finishes the answer it is completed from there, as one uninterrupted log; where it does not, it
+    fails honestly.
+    """
+    survivor = await start_gateway(
+        simulator={"on_disconnect": habit.removesuffix("es").removesuffix("s")},
+        environ={
+            "HYPERLEAP_AFTER_DISCONNECT": habit,
+            "GATEWAY_TURNS_RECOVERY_TIMEOUT_S": "3",
+            "GATEWAY_TURNS_RECOVERY_READS_MAX": "3",
+        },
+    )
     config = tmp_path / "gateway.toml"
     config.write_text(TENANT_TOML.format(tenant=survivor.tenant, persona=PERSONA_ID), "utf-8")
     for name, secret in (("pepper", SECRETS.pepper), ("signing", SECRETS.signing_key)):
@@ -228,19 +240,28 @@ async def test_resume_after_kill_in_mid_answer_ends_in_worker_lost(
         client = await sign_in(survivor)
         doomed = Client(dataclasses.replace(survivor, url=url), client.headers)
         conversation = await doomed.conversation()
-        async with doomed.ask(conversation, "Hi #rate=40") as reader:
+        async with doomed.ask(conversation, "Hi #rate=60") as reader:
             await reader.until("message.delta", 20)
             process.send_signal(signal.SIGKILL)
             await process.wait()
             shown = reader.seen
         async with client.follow(reader.turn_id, shown[-1].id) as again:
             rest = await again.rest()
-        assert [event.name for event in rest] == ["turn.failed"]
-        assert rest[0].data["error"]["code"] == "worker_lost"
+        ending = rest[-1]
+        assert ending.data["text"] == text_of([*shown, *rest])
+        if habit == "finishes":
+            run = survivor.simulator.bill.of(conversation)[-1]
+            assert ending.name == "turn.completed"
+            assert (ending.data["usage"]["completion_tokens"], ending.data["usage"]["source"]) == (
+                run.completion_tokens,
+                "reported",
+            )
+        else:
+            assert (ending.name, ending.data["error"]["code"]) == ("turn.failed", "worker_lost")
         assert rest[0].position > shown[-1].position
-        assert said("Hi").text.startswith(rest[0].data["text"])
+        assert said("Hi").text.startswith(ending.data["text"])
         whole = await client.replay(reader.turn_id)
-        assert text_of(whole) == rest[0].data["text"] != ""
+        assert text_of(whole) == ending.data["text"] != ""
         assert (await client.complete(conversation, "again #tokens=1"))[-1].name == "turn.completed"
     finally:
         if process.returncode is None:

@@ -452,7 +452,7 @@ async def test_websocket_that_goes_away_lets_its_deliveries_go(running: Running,
     live = running.gateway.turns.find(turn)  # type: ignore[arg-type]
     assert live is not None
     await eventually(lambda: live.live.readers == 0, "the readers to be let go")
-    assert running.gateway.turns._watchers == {}
+    assert running.gateway.watches._watchers == {}
     check_log(await client.replay(turn))
 
 

@@ -1,16 +1,17 @@
 -- As append.lua on a list of packed entries; the last position lies in the turn's hash.
 -- KEYS: turn, log, followers
--- ARGV: epoch, lease ms, live ttl s, then position, packed entry for each
+-- ARGV: epoch, lease ms, live ttl s, the position that the entries follow, then position, packed entry for each
 -- Returns what append.lua returns.
 local turn = redis.call('HMGET', KEYS[1], 'epoch', 'state', 'stop', 'last')
-if not turn[1] then return {-1, '', 0} end
-if turn[1] ~= ARGV[1] or turn[2] ~= 'running' then return {0, '', 0} end
+if not turn[1] then return {-1} end
+if turn[1] ~= ARGV[1] or turn[2] ~= 'running' then return {0} end
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local first = tonumber(turn[4] or '0')
+if #ARGV > 4 and first < tonumber(ARGV[4]) then return {-2, first} end
 local last = first
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   local position = tonumber(ARGV[i])
   if position > last then
     redis.call('RPUSH', KEYS[2], ARGV[i + 1])
@@ -19,4 +20,4 @@ for i = 4, #ARGV, 2 do
 end
 if first == 0 then redis.call('EXPIRE', KEYS[2], ARGV[3]) end
 redis.call('HSET', KEYS[1], 'lease', now_ms + tonumber(ARGV[2]), 'last', last)
-return {1, turn[3] or '', redis.call('ZCOUNT', KEYS[3], now_ms, '+inf')}
+return {1, turn[3] or '', redis.call('ZRANGEBYSCORE', KEYS[3], now_ms, '+inf')}

@@ -1,0 +1,58 @@
+"""The ledger: one settlement a turn, written once, that says what the turn cost and how that is known."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+import msgspec
+
+from gateway.core.conversation import ConversationId
+from gateway.core.identity import TenantId, UserHash
+from gateway.core.turn import TurnId, TurnState
+
+Source = Literal["reported", "read_back", "estimated"]
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """What one turn cost. ``reason`` is the finish reason, stop reason or error code.
+
+    ``source`` says where the tokens are from: the vendor's stream (``reported``), its copy of the conversation,
+    looked up later (``read_back``), or the text that was sent and delivered (``estimated``).
+    """
+
+    turn_id: TurnId
+    conversation_id: ConversationId
+    owner: UserHash
+    persona: str
+    state: TurnState
+    reason: str
+    message_id: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    source: Source
+    duration_s: float
+    ended_at: str
+
+
+class Due(NamedTuple):
+    """A turn whose tokens are to be looked up, as estimated so far; ``last`` says that no later try follows."""
+
+    settlement: Settlement
+    last: bool
+
+
+class Ledger(Protocol):
+    """The settlements of every tenant. Raises GatewayError(store_unavailable)."""
+
+    async def due(self, tenant: TenantId, limit: int) -> list[Due]:
+        """Take some turns whose tokens are to be looked up now; no other worker is given them meanwhile."""
+        ...
+
+    async def settle(self, tenant: TenantId, settlement: Settlement) -> bool:
+        """Write a turn's settlement for good; False when it was written before, which stands."""
+        ...
+
+    async def settled(self, tenant: TenantId, after: str | None, limit: int) -> list[tuple[str, Settlement]]:
+        """Return a page of settlements, the oldest first, each with its cursor."""
+        ...

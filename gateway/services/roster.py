@@ -1,0 +1,70 @@
+"""The turns that this worker owns, each with the task that brings it to its ending."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from gateway.core.errors import GatewayError
+from gateway.core.events import Fenced
+from gateway.core.turn import StopReason, TurnId
+from gateway.services.owned_turn import OwnedTurn
+
+logger = logging.getLogger(__name__)
+
+LINGER_S: Final = 5.0  # an ended turn is kept this long, to be written again if the store turns out to have lost it
+LINGER_MAX: Final = 2_000
+
+
+class Roster:
+    """Finds the turns of this worker, and keeps those that ended just now."""
+
+    def __init__(self) -> None:
+        self._turns: dict[TurnId, OwnedTurn] = {}
+        self._ended: deque[tuple[float, OwnedTurn]] = deque(maxlen=LINGER_MAX)
+        self.on_add: Callable[[TurnId], None] = lambda _: None  # called in the step that makes a turn this worker's
+        self.tasks: set[asyncio.Task[object]] = set()
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def find(self, turn_id: TurnId) -> OwnedTurn | None:
+        return self._turns.get(turn_id)
+
+    def all(self) -> tuple[OwnedTurn, ...]:
+        return tuple(self._turns.values())
+
+    def add(self, turn: OwnedTurn) -> asyncio.Task[object]:
+        """Set a turn going; returns its task, which never raises."""
+        self._turns[turn.turn_id] = turn
+        self.on_add(turn.turn_id)
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._run(turn))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def reassert(self) -> None:
+        """After an outage of the store: write the endings of the last seconds again where it has lost them."""
+        for _, turn in tuple(self._ended):
+            try:
+                await turn.reassert()
+            except (GatewayError, Fenced):
+                continue  # away again, or another worker has the turn
+
+    async def _run(self, turn: OwnedTurn) -> None:
+        try:
+            await turn.run()
+        except Exception:
+            logger.exception("turn.crashed")
+            turn.stop(StopReason.ADMIN)
+            await turn.crash()
+        finally:
+            del self._turns[turn.turn_id]
+            now_s = time.monotonic()
+            while self._ended and self._ended[0][0] < now_s - LINGER_S:
+                self._ended.popleft()
+            self._ended.append((now_s, turn))

@@ -1,0 +1,127 @@
+"""A stretch of one turn's log in memory, and the readers at its head, who are pushed to."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from gateway.core.conversation import ConversationId
+from gateway.core.errors import GatewayError
+from gateway.core.events import Entry, advance, after, is_ending, merged
+from gateway.core.turn import TurnId
+
+logger = logging.getLogger(__name__)
+
+PAGE: Final = 256  # entries that a reader behind takes at once …
+PAGE_CHARS: Final = 32_768  # … and text, so that a slow connection is handed little that it has not sent
+
+Encoder = Callable[[str, str, Sequence[Entry]], bytes]
+
+
+class Batch:
+    """Neighbouring entries of one turn on their way to readers, encoded once for all readers of a dialect."""
+
+    __slots__ = ("_encoded", "begins", "conversation_id", "ends", "entries", "turn_id")
+
+    def __init__(self, turn_id: TurnId, conversation_id: ConversationId, entries: Sequence[Entry]) -> None:
+        self.turn_id = turn_id
+        self.conversation_id = conversation_id
+        self.entries = entries
+        self.begins = entries[0].position - advance(entries[0].event)  # the position that the first entry follows
+        self.ends = is_ending(entries[-1].event)
+        self._encoded: dict[Encoder, bytes] = {}
+
+    def encoded(self, encoder: Encoder) -> bytes:
+        """Return the batch in a dialect; the encoder runs once however many readers share it."""
+        data = self._encoded.get(encoder)
+        if data is None:
+            data = self._encoded[encoder] = encoder(self.turn_id, self.conversation_id, self.entries)
+        return data
+
+
+class Reader(Protocol):
+    """A cursor at the head of a window. Its methods must return quickly and must not raise."""
+
+    def pushed(self, batch: Batch, /) -> None: ...
+
+    def released(self) -> None:
+        """This window has nothing more for the reader: look again where the log goes on."""
+
+
+class Window:
+    """The entries after position ``base``, without a gap. Not thread-safe; every method is synchronous."""
+
+    __slots__ = ("_readers", "_shown", "base", "conversation_id", "error", "turn_id")
+
+    def __init__(self, turn_id: TurnId, conversation_id: ConversationId, base: float, shown: list[Entry]) -> None:
+        self.turn_id = turn_id
+        self.conversation_id = conversation_id
+        self.base = base
+        self.error: GatewayError | None = None  # why there will be nothing more
+        self._shown = shown
+        self._readers: list[Reader] = []
+
+    @property
+    def closed(self) -> bool:
+        """Whether the log goes on elsewhere: in another window, or with nobody but the store."""
+        raise NotImplementedError
+
+    @property
+    def head(self) -> int:
+        """The position of the last entry shown."""
+        return self._shown[-1].position if self._shown else int(self.base)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the ending has been shown."""
+        return bool(self._shown) and is_ending(self._shown[-1].event)
+
+    @property
+    def readers(self) -> int:
+        return len(self._readers)
+
+    def read(self, position: int) -> Batch | None:
+        """Return the next page after a position, which is not before ``base``; None when it is at the head."""
+        if position >= self.head:
+            return None
+        index = bisect_right(self._shown, position, key=position_of)
+        page: list[Entry] = []
+        chars = 0
+        for entry in after(self._shown[index : index + PAGE], position):
+            page.append(entry)
+            chars += advance(entry.event)
+            if chars >= PAGE_CHARS:
+                break
+        return Batch(self.turn_id, self.conversation_id, merged(page))
+
+    def attach(self, reader: Reader) -> None:
+        """Push to a reader from now on. The caller has read to the head in the same step."""
+        self._readers.append(reader)
+
+    def detach(self, reader: Reader) -> None:
+        if reader in self._readers:
+            self._readers.remove(reader)
+
+    def release(self) -> None:
+        """Send every reader to look again where the log goes on; none is pushed to until it attaches anew."""
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.released()
+
+    def _show(self, entries: list[Entry]) -> None:
+        self._shown += entries
+        if self._readers:
+            batch = Batch(self.turn_id, self.conversation_id, entries)
+            for reader in tuple(self._readers):  # a reader that falls behind detaches meanwhile
+                try:
+                    reader.pushed(batch)
+                except Exception:  # one reader's connection must not end the turn for all
+                    logger.exception("reader.crashed")
+                    self.detach(reader)
+                    reader.released()
+
+
+def position_of(entry: Entry) -> int:
+    return entry.position
