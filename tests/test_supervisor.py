@@ -228,8 +228,9 @@ async def test_crashed_worker_is_restarted_and_the_others_are_told(tmp_path: Pat
         events = [msgspec.json.decode(line) for line in err.splitlines()]
         died = next(event for event in events if event["event"] == "worker.lost")
         told = [event for event in events if event["event"] == "peer.lost"]
-        assert [event["worker_id"] for event in told] == [died["worker_id"]]
-        assert told[0]["worker"] != str(died["slot"])
+        # The other worker at once, and the new one when it is ready: it may be all that is left.
+        assert [event["worker_id"] for event in told] == [died["worker_id"]] * 2
+        assert [event["worker"] == str(died["slot"]) for event in told] == [False, True]
 
 
 async def test_slot_that_cannot_be_served_is_closed_and_opened_again(tmp_path: Path) -> None:
