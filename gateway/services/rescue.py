@@ -111,6 +111,8 @@ class Rescue(OwnedTurn):
             if await self._is_whole():
                 self._whole = True
                 break
+            if self._after_loss.drops:
+                break  # no reader need wait for more
         if self._seen and not self._whole and not self._over.done():
             self._whole = await self._is_whole()  # another turn may have taught it meanwhile
         if not self._over.done():

@@ -44,6 +44,11 @@ class AfterLoss:
         self._habits = habits
         self._finishes = rule == "finishes"
 
+    @property
+    def drops(self) -> bool:
+        """Whether a copy that is there is all there will ever be: the operator has said so."""
+        return self._rule == "drops"
+
     async def finishes(self) -> bool:
         """Whether a copy that is there is whole."""
         if self._rule == "auto" and not self._finishes:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
+from gateway.core.conversation import Message
 from gateway.core.errors import Code
 from gateway.core.events import TurnCompleted, TurnFailed
 from gateway.core.turn import TurnState
+from gateway.services.rescue import RescueRules
 from tests.services.conftest import SetStage
 from tests.services.stage import Stage, until
 
@@ -36,6 +39,22 @@ async def test_recover_ends_the_turn_one_cap_further_on(short_lease: Stage) -> N
     record = await stage.log.record(stage.tenant.id, turn)
     assert record is not None
     assert record.state is TurnState.FAILED
+
+
+async def test_recover_of_what_the_vendor_drops_ends_at_the_first_copy(set_stage: SetStage) -> None:
+    """Where the vendor is said to keep what it had sent, readers get that and the failure without a minute's wait."""
+    stage = set_stage(
+        lease_s=0.05, heartbeat_s=0.01, after_disconnect="drops", rescue=RescueRules(timeout_s=600, settle_s=0)
+    )
+    conversation, turn = await stage.orphan("Hel")
+    copy = [Message("user", "Hi"), Message("assistant", "Hello", message_id="m-9", run_id="r-9", completion_tokens=2)]
+    known = stage.vendor.conversations[conversation]
+    stage.vendor.conversations[conversation] = msgspec.structs.replace(known, messages=copy)
+    assert await stage.recovery.recover(stage.tenant.id, turn)
+    ending = await (await stage.read(turn)).ended()
+    assert isinstance(ending, TurnFailed)
+    assert (ending.error.code, ending.text) == (Code.WORKER_LOST, "Hello")
+    assert (ending.usage.completion_tokens, ending.usage.source) == (2, "reported")
 
 
 async def test_recover_of_many_at_once_writes_one_ending(short_lease: Stage) -> None:
