@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import signal
 import sys
@@ -15,10 +16,13 @@ import click
 from gateway.store.embedded import EmbeddedError
 from tests.bench import layouts as layouts_bench
 from tests.bench import profile as profiler
+from tests.bench import survive as survive_bench
 from tests.bench.phase import Work, measure, wait_idle, warm_up
 from tests.bench.process import ProcessDied, fast_loop
 from tests.bench.report import Report
 from tests.bench.stack import running
+from tests.bench.survival.field import Load
+from tests.bench.survival.strikes import STRIKES
 
 T = TypeVar("T")
 
@@ -94,6 +98,37 @@ def layouts(turns: int, seconds: float, rounds: int, json_path: Path | None) -> 
     if json_path is not None:
         json_path.write_bytes(report.as_json())
     if any(one.lost for one in report.publishes):
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--turns", type=click.IntRange(1, 5000), default=200, show_default=True, help="That are struck at once.")
+@click.option("--stops", type=click.IntRange(1, 20_000), default=2000, show_default=True, help="Turns that users stop.")
+@click.option("--fault", "faults", type=click.Choice(list(STRIKES)), multiple=True, help="May be repeated [all].")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure there.")
+def survive(turns: int, stops: int, faults: tuple[str, ...], json_path: Path | None) -> None:
+    """Kill, stall and roll what stands between readers and the vendor; tell what readers and the ledger then hold.
+
+    Every turn has two readers.
+    """
+    _raise_open_files()
+    logging.getLogger("gateway").setLevel(logging.CRITICAL)  # here that is the harness's client of the store
+    load = Load(turns=turns, late_turns=max(1, turns // 10), stops=stops)
+    try:
+        with asyncio.Runner(loop_factory=fast_loop()) as runner:
+            report = runner.run(
+                _until_terminated(
+                    survive_bench.run(load, faults or tuple(STRIKES), lambda words: click.echo(words, err=True))
+                )
+            )
+    except (ProcessDied, AssertionError, TimeoutError) as error:
+        raise click.ClickException(str(error) or type(error).__name__) from None
+    except asyncio.CancelledError:
+        sys.exit(143)
+    click.echo(report.table())
+    if json_path is not None:
+        json_path.write_bytes(report.as_json())
+    if report.broken:
         sys.exit(1)
 
 

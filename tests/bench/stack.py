@@ -92,7 +92,7 @@ class Stack:
     async def clients(self, plan: Plan) -> AsyncIterator[Child]:
         """Start the clients of one phase; they are ready when this is entered."""
         command = [sys.executable, "-m", "tests.bench.load"]
-        async with Child("clients", command, self.directory / "clients.log", _environ()) as load:
+        async with Child("clients", command, self.directory / "clients.log", clean_environ()) as load:
             load.tell(msgspec.json.encode(plan).decode())
             await expect(load, "ready")
             yield load
@@ -115,11 +115,11 @@ async def running(*, rate_per_s: float, h2c: bool, baseline: bool) -> AsyncItera
         simulate += ["--first-token-s", "0", "--api-key", VENDOR_KEY, "--data-dir", str(directory / "simulator")]
         simulate += ["--h2c"] if h2c else ["--ca-file", str(ca_file)]
         simulator = await stack.enter_async_context(
-            Child("simulator", simulate, directory / "simulator.log", _environ())
+            Child("simulator", simulate, directory / "simulator.log", clean_environ())
         )
-        simulator_url = await _ready_url(simulator)
+        simulator_url = await ready_url(simulator)
         env_file = directory / "gateway.env"
-        environ = _environ() | {
+        environ = clean_environ() | {
             "HYPERLEAP_API_KEY": VENDOR_KEY,
             "HYPERLEAP_PERSONA_ID": PERSONA_ID,
             "HYPERLEAP_BASE_URL": simulator_url,
@@ -142,30 +142,30 @@ async def running(*, rate_per_s: float, h2c: bool, baseline: bool) -> AsyncItera
             simulator_url=simulator_url,
             ca_file=None if h2c else str(ca_file),
             gateway=gateway,
-            facts=_read_env(env_file),
+            facts=read_env(env_file),
         )
         parts.store_pids = [pid for pid in children(gateway.pid) if _name(pid).startswith(STORE_NAMES)]
         if baseline:
             command = [sys.executable, "-m", "tests.bench.source", "--rate", str(rate_per_s)]
             log = directory / "baseline.log"
-            parts.source = await stack.enter_async_context(Child("source", command, log, _environ()))
-            source_url = await _ready_url(parts.source)
+            parts.source = await stack.enter_async_context(Child("source", command, log, clean_environ()))
+            source_url = await ready_url(parts.source)
             command = [sys.executable, "-m", "tests.bench.relay", source_url]
-            parts.relay = await stack.enter_async_context(Child("relay", command, log, _environ()))
-            parts.relay_url = await _ready_url(parts.relay)
+            parts.relay = await stack.enter_async_context(Child("relay", command, log, clean_environ()))
+            parts.relay_url = await ready_url(parts.relay)
         yield parts
 
 
-def _environ() -> dict[str, str]:
+def clean_environ() -> dict[str, str]:
     """The environment without settings of a gateway that somebody has set for other purposes."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "HYPERLEAP_"))}
 
 
-def _read_env(path: Path) -> dict[str, str]:
+def read_env(path: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in shlex.split(path.read_text("utf-8")))
 
 
-async def _ready_url(child: Child) -> str:
+async def ready_url(child: Child) -> str:
     while not (line := await child.line(within_s=READY_S)).startswith(b"ready "):
         pass
     return line.split()[1].decode()

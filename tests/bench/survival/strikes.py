@@ -1,0 +1,33 @@
+"""The faults by name. Each starts what it strikes, strikes it in mid-answer, and judges what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from tests.bench.survival import store_strikes as store
+from tests.bench.survival import worker_strikes as worker
+from tests.bench.survival.field import Load
+from tests.bench.survival.verdict import Verdict
+
+STRIKES: Final[dict[str, Callable[[Load], Awaitable[Verdict]]]] = {
+    "kill-finish": lambda load: worker.kill(load, "finish"),
+    "kill-drop": lambda load: worker.kill(load, "drop"),
+    "kill-twice": worker.kill_twice,
+    "kill-stop": worker.kill_stop,
+    "kill-stalled": store.kill_stalled,
+    "roll": worker.roll,
+    "roll-short": worker.roll_short,
+    "hand-over": worker.hand_over,
+    "crash-loop": worker.crash_loop,
+    "restart": worker.restart,
+    "vendor-limit": worker.vendor_limit,
+    "store-kill-own": lambda load: store.store_kill(load, own=True),
+    "store-kill-shared": lambda load: store.store_kill(load, own=False),
+    "store-rewind": store.store_rewind,
+    "store-stop": store.store_stop,
+    "store-away": store.store_away,
+    "lost-host": worker.lost_host,
+    "zombie": worker.zombie,
+    "stops": worker.stops,
+}
