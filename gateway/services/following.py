@@ -40,18 +40,23 @@ class Rescuer(Protocol):
 class RemoteLog(Window):
     """The head of one followed turn. ``base`` is infinite until it is known where the head is."""
 
-    __slots__ = ("moved", "readers_joined", "task", "tenant")
+    __slots__ = ("_stored", "moved", "readers_joined", "task", "tenant")
 
     def __init__(self, tenant: TenantId, turn_id: TurnId, conversation_id: ConversationId) -> None:
         super().__init__(turn_id, conversation_id, math.inf, [])
         self.tenant = tenant
         self.moved = False
+        self._stored = False  # whole, its ending included
         self.readers_joined = 0
         self.task: asyncio.Task[None]
 
     @property
     def closed(self) -> bool:
         return self.moved
+
+    @property
+    def ended(self) -> bool:
+        return self._stored or super().ended
 
     @property
     def seeded(self) -> bool:
@@ -71,6 +76,11 @@ class RemoteLog(Window):
             half = ENTRIES_MAX // 2
             self.base = self._shown[half - 1].position
             self._shown = self._shown[half:]
+
+    def finish(self) -> None:
+        """Note that the ending is in the log and nothing follows what is here."""
+        self._stored = True
+        self.release()
 
     def fail(self, error: GatewayError) -> None:
         self.error = error
@@ -147,7 +157,9 @@ class Following:
                         remote.base = followed.position
                     elif followed.position > remote.head:
                         await self._catch_up(remote)
-                    if not followed.leased and not followed.state.ended:
+                    if followed.state.ended:
+                        remote.finish()
+                    elif not followed.leased:
                         await self._rescuer.recover(remote.tenant, remote.turn_id)
             except GatewayError as refused:
                 error = refused

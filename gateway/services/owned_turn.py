@@ -89,7 +89,7 @@ class OwnedTurn:
         self.started_at_s = time.monotonic()
         self.presence = Presence(disconnect, self.stop)
         self._ports = ports
-        self._epoch = epoch
+        self.epoch = epoch
         self._outlet = ports.showing.outlet(self.live)
         self._followed_at_s = 0.0
         self._journal_entry = ports.journal.open(tenant.id, self.live, epoch=epoch, owner=self)
@@ -118,7 +118,7 @@ class OwnedTurn:
     @property
     def rescued(self) -> bool:
         """Whether another worker owned it before, which may have shown readers more than the log holds."""
-        return self._epoch > 1
+        return self.epoch > 1
 
     @property
     def stopping(self) -> bool:
@@ -149,7 +149,7 @@ class OwnedTurn:
 
     async def restore(self) -> None:
         """Write the record again that the store has lost; raises GatewayError."""
-        await self._ports.log.restore(self.tenant.id, self.heading, self._epoch)
+        await self._ports.log.restore(self.tenant.id, self.heading, self.epoch)
 
     def hand_over(self) -> None:
         """Leave the turn to another worker, which brings it to its end from the vendor's copy. Safe to repeat."""
@@ -181,7 +181,7 @@ class OwnedTurn:
             live = self.live
             try:
                 await self._ports.log.hand_over(
-                    self.tenant.id, self.turn_id, self._epoch, live.saved_position, live.unsaved()
+                    self.tenant.id, self.turn_id, self.epoch, live.saved_position, live.unsaved()
                 )
                 log_event(logger, logging.INFO, "turn.handed_over", turn_id=self.turn_id, tenant=self.tenant.id)
             except (GatewayError, Fenced, LogBehind, LogLost) as error:  # then its lease runs out
@@ -233,7 +233,7 @@ class OwnedTurn:
             entries.append(Entry(self._ending_position, ending))
             try:
                 await self._ports.log.finish(
-                    *(self.tenant.id, heading.conversation_id, self.turn_id, self._epoch, live.saved_position),
+                    *(self.tenant.id, heading.conversation_id, self.turn_id, self.epoch, live.saved_position),
                     *(entries, [answer], settlement),
                     look_up=self._looks_up(ending.usage),
                 )

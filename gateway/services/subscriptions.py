@@ -135,6 +135,8 @@ class Subscription:
             if batch is not None:
                 await self._write(batch)
             elif window.ended:
+                if self.position > window.head:
+                    raise _beyond()
                 return False  # a cursor at the ending
             elif not await self._wait(window):
                 await self._sink.drain()
@@ -232,7 +234,7 @@ class Subscriptions:
                 raise GatewayError(Code.NOT_FOUND)
             self._check_persona(principal, heading.persona)
             _check_conversation(heading.conversation_id, conversation_id)
-            if position > turn.live.position and not turn.rescued:
+            if position > turn.live.position and not turn.rescued and not await self._gone_on(turn):
                 raise _beyond()
             return Subscription(self, tenant, turn_id, heading.conversation_id, position, finished=False)
         record = await self.log.record(tenant, turn_id)
@@ -269,6 +271,11 @@ class Subscriptions:
     def _check_persona(self, principal: Principal, alias: str) -> None:
         if principal.personas is not None and alias not in principal.personas:
             raise GatewayError(Code.NOT_FOUND)
+
+    async def _gone_on(self, turn: OwnedTurn) -> bool:
+        """Whether another worker has taken the turn over, and this one has not noticed yet."""
+        record = await self.log.record(turn.tenant.id, turn.turn_id)
+        return record is not None and record.epoch > turn.epoch
 
     async def _history_lost(self, principal: Principal, record: TurnRecord) -> GatewayError:
         conversation = await self._conversations.get(principal, record.conversation_id)
