@@ -350,8 +350,13 @@ class EventLog(Protocol):
         """
         ...
 
-    async def watch(self, tenant: TenantId, conversation_id: ConversationId, life_s: float) -> None:
-        """Have this worker told of every turn that begins in a conversation; 0 ends it."""
+    async def watch(
+        self, tenant: TenantId, conversation_id: ConversationId, life_s: float
+    ) -> tuple[TurnId, UserHash] | None:
+        """Have this worker told of every turn that begins in a conversation; 0 ends it.
+
+        Returns the turn that is active there now and whose it is.
+        """
         ...
 
     async def show(self, worker: WorkerId, shown: Sequence[Shown]) -> None:

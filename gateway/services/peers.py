@@ -42,5 +42,6 @@ class Peers:
         self._watches.began(tenant, conversation_id, turn_id, owner)
 
     def heard_again(self) -> None:
+        self._watches.look_again()
         if self._reasserting is None or self._reasserting.done():
             self._reasserting = asyncio.get_running_loop().create_task(self._roster.reassert())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import GatewayError
@@ -17,6 +17,7 @@ WATCH_LIFE_S: Final = 120.0  # a worker that says nothing for this long is told 
 RENEW_S: Final = WATCH_LIFE_S / 3
 
 Watcher = Callable[[TurnId, UserHash], None]
+Key = tuple[TenantId, ConversationId]
 
 
 class Watches:
@@ -24,13 +25,15 @@ class Watches:
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._watchers: dict[tuple[TenantId, ConversationId], list[Watcher]] = {}
+        self._watchers: dict[Key, list[Watcher]] = {}
+        self._latest: dict[Key, TurnId] = {}  # the last turn that the watchers were told of, or found themselves
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
 
     async def watch(self, tenant: TenantId, conversation_id: ConversationId, watcher: Watcher) -> None:
         """Call ``watcher`` for every turn that begins in a conversation, on any worker, once this has returned.
 
+        The caller looks for a turn that is active already.
         Raises GatewayError(store_unavailable): then nothing is watched.
         """
         key = (tenant, conversation_id)
@@ -40,7 +43,9 @@ class Watches:
             self._renewing = asyncio.get_running_loop().create_task(self._renew())
         if not known:
             try:
-                await self._log.watch(tenant, conversation_id, WATCH_LIFE_S)
+                active = await self._log.watch(tenant, conversation_id, WATCH_LIFE_S)
+                if active is not None:
+                    self._latest.setdefault(key, active[0])
             except BaseException:
                 self.unwatch(tenant, conversation_id, watcher)
                 raise
@@ -53,14 +58,22 @@ class Watches:
             watchers.remove(watcher)
             if not watchers:
                 del self._watchers[key]
-                task = asyncio.get_running_loop().create_task(self._end(*key))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._latest.pop(key, None)
+                self._spawn(self._end(*key))
 
     def began(self, tenant: TenantId, conversation_id: ConversationId, turn_id: TurnId, owner: UserHash) -> None:
         """Tell whoever watches here that a turn has begun."""
-        for watcher in tuple(self._watchers.get((tenant, conversation_id), ())):
+        key = (tenant, conversation_id)
+        watchers = self._watchers.get(key, ())
+        if watchers:
+            self._latest[key] = turn_id
+        for watcher in tuple(watchers):
             watcher(turn_id, owner)
+
+    def look_again(self) -> None:
+        """Look for turns that began while this worker heard nothing."""
+        for key in tuple(self._watchers):
+            self._spawn(self._look(key))
 
     async def aclose(self) -> None:
         tasks = [*self._tasks, *([self._renewing] if self._renewing else [])]
@@ -71,11 +84,24 @@ class Watches:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
-            for tenant, conversation_id in tuple(self._watchers):
-                with contextlib.suppress(GatewayError):
-                    await self._log.watch(tenant, conversation_id, WATCH_LIFE_S)
+            for key in tuple(self._watchers):
+                await self._look(key)
+
+    async def _look(self, key: Key) -> None:
+        """Watch for longer, and tell of an active turn that was not heard of."""
+        latest = self._latest.get(key)
+        with contextlib.suppress(GatewayError):
+            active = await self._log.watch(*key, WATCH_LIFE_S)
+            # What was heard of meanwhile is newer than the answer.
+            if active is not None and active[0] != latest and self._latest.get(key) == latest:
+                self.began(*key, *active)
 
     async def _end(self, tenant: TenantId, conversation_id: ConversationId) -> None:
         if (tenant, conversation_id) not in self._watchers:
             with contextlib.suppress(GatewayError):
                 await self._log.watch(tenant, conversation_id, 0)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -249,8 +249,16 @@ class RedisEventLog:
         state, leased, position = reply
         return Followed(TurnState(text(state) or ""), bool(leased), int(position))
 
-    async def watch(self, tenant: TenantId, conversation_id: ConversationId, life_s: float) -> None:
-        await self._redis.run(WATCH, (Keys(tenant).watchers(conversation_id),), (self.worker, int(life_s * 1000)))
+    async def watch(
+        self, tenant: TenantId, conversation_id: ConversationId, life_s: float
+    ) -> tuple[TurnId, UserHash] | None:
+        keys = Keys(tenant)
+        reply = await self._redis.run(
+            WATCH,
+            (keys.watchers(conversation_id), keys.conversation(conversation_id)),
+            (self.worker, int(life_s * 1000)),
+        )
+        return (TurnId(text(reply[0]) or ""), UserHash(text(reply[1]) or "")) if reply else None
 
     async def show(self, worker: WorkerId, shown: Sequence[Shown]) -> None:
         await self._redis.call("PUBLISH", INBOX + worker, encode_shown(shown))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from gateway.core.turn import TurnId
 from gateway.services.following import RemoteLog
 from gateway.services.window import Batch
 from tests.services.conftest import SetStage
-from tests.services.stage import PATIENCE_S, until
+from tests.services.stage import PATIENCE_S, Reading, until
 
 
 class Head:
@@ -31,6 +32,10 @@ class Head:
 
     def released(self) -> None:
         self.releases += 1
+
+
+def _all_have(text: str, *readings: Reading) -> bool:
+    return all(reading.text == text for reading in readings)
 
 
 def remote_log() -> RemoteLog:
@@ -120,11 +125,9 @@ async def test_cursor_from_the_future_disturbs_no_other_reader(elsewhere: bool, 
             await owner.read(started.turn_id, after=10**14)
     after = await other.read(started.turn_id, after=1)
     chat = await owner.vendor.chat()
-    said = ""
-    for word in ("one ", "two ", "three"):
-        chat.say(word)
-        said += word
-        await until(lambda: before.text == after.text == said)
+    for said in ("one ", "one two ", "one two three"):
+        chat.say(said.removeprefix(before.text))
+        await until(partial(_all_have, said, before, after))
     chat.complete()
     assert (await before.ended()).text == before.text == after.text == "one two three"
     await after.ended()
