@@ -18,6 +18,11 @@ class Settlement(msgspec.Struct, frozen=True):
 
     ``source`` says where the tokens are from: the vendor's stream (``reported``), its copy of the conversation,
     looked up later (``read_back``), or the text that was sent and delivered (``estimated``).
+
+    An estimate is a quarter of the characters, rounded up. Against a tokenizer whose tokens have one to eight
+    characters it is at least a quarter of the true count of that text and at most one more than twice of it; in
+    English it is usually within a quarter. What the vendor adds to the prompt (the persona, earlier messages) and
+    what it made and nobody received is not in it.
     """
 
     turn_id: TurnId

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, ClientSession, TCPConnector
 
+from gateway.services.following import ENTRIES_MAX
 from gateway.simulator.answers import answer as said
 from tests.conftest import Running, StartGateway
 from tests.transports.client import Client, Event, Reader, Socket, check_log, eventually, metric
@@ -85,6 +86,38 @@ async def test_slow_reader_costs_nothing_slows_nobody_and_comes_back(
     assert 0 < len(seen) < 3000
     rest = await client.replay(turn, seen[-1].id)
     assert check_log([*seen, *rest]).data["text"] == said(LONG).text
+
+
+async def test_slow_reader_on_another_worker_costs_nothing_slows_nobody_and_comes_back(
+    start_gateway: StartGateway, sign_in: SignIn, narrow_http: ClientSession
+) -> None:
+    """The same where the turn runs elsewhere: no worker holds copies, nobody waits, and either takes it back."""
+    owner = await start_gateway()
+    client = await sign_in(owner)
+    running = await start_gateway(simulator=owner.simulator, tenant=owner.tenant, environ=LAG)
+    elsewhere = Client(running, client.headers)
+    turn = await client.start(await client.conversation(), LONG)
+    async with through(narrow_http, elsewhere).follow(turn) as stuck:
+        transport = await only_reader(running)
+        others = [asyncio.create_task(reader.replay(turn)) for reader in (client, elsewhere)]
+        most = window = 0
+        while not all(other.done() for other in others):
+            most = max(most, transport.get_write_buffer_size())
+            for remote in running.gateway.following._remotes.values():
+                window = max(window, len(remote._shown))
+            await asyncio.wait(others, timeout=0.005, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            assert check_log(await other).data["text"] == said(LONG).text
+        await eventually(lambda: not running.gateway.edge.open, "the stuck reader to be let go")
+        assert 0 < most < HELD_BYTES
+        assert window <= ENTRIES_MAX
+        assert await metric(running, "gateway_readers_lagged_total", transport="sse") == 1
+        seen = await read_until_cut(stuck)
+    assert 0 < len(seen) < 3000
+    for back in (client, elsewhere):
+        rest = await back.replay(turn, seen[-1].id)
+        assert check_log([*seen, *rest]).data["text"] == said(LONG).text
+    assert running.gateway.following._remotes == {}
 
 
 async def test_slow_reader_that_reads_on_in_time_gets_everything_once(

@@ -200,3 +200,85 @@ async def test_stop_from_the_other_worker_by_another_user_is_404(pair: Pair, sig
     async with stranger.socket() as socket:
         assert (await socket.reply("turn.stop", turn_id=turn))["data"]["code"] == "not_found"
     assert check_log(await pair.other.replay(turn)).name == "turn.completed"
+
+
+async def test_bad_cursor_on_the_other_worker_is_refused_and_disturbs_nobody(pair: Pair, sign_in: SignIn) -> None:
+    """A cursor that is malformed, forged, another's or from the future gets its error, and other readers their turn."""
+    stranger = await sign_in(pair.owner.running, "u2")
+    foreign = (await stranger.complete(await stranger.conversation(), "Hi #tokens=1"))[0].turn_id
+    own = (await pair.owner.complete(await pair.owner.conversation(), "Hi #tokens=1"))[0].turn_id
+    turn = await pair.owner.start(await pair.owner.conversation(), "Hi #tokens=60 #rate=60")
+    path = f"/v1/turns/{turn}/events"
+    async with pair.other.follow(turn) as reader, pair.other.socket() as socket:
+        await reader.until("message.delta", 2)
+        for cursor in (
+            "x",
+            turn,
+            f"{turn}.",
+            f"{turn}.-1",
+            f"{turn}.1x",
+            f"{turn}.{'9' * 16}",
+            f"{own}.2",
+            f"{foreign}.2",
+        ):
+            answer = await pair.other.call("GET", path, Last_Event_ID=cursor)
+            assert (answer.status, answer.body["code"], answer.body["field"]) == (
+                400,
+                "invalid_cursor",
+                "Last-Event-ID",
+            )
+            reply = await socket.reply("subscribe", turn_id=turn, after=cursor)
+            assert (reply["event"], reply["data"]["code"]) == ("error", "invalid_cursor")
+        answer = await pair.other.call("GET", f"/v1/turns/{foreign}/events", Last_Event_ID=f"{foreign}.2")
+        assert (answer.status, answer.body["code"]) == (404, "not_found")
+        # Nobody here knows yet that these lie beyond the turn's end; they are told when it has come.
+        future = f"{turn}.{'9' * 15}"
+        async with pair.other.follow(turn, future) as misled:
+            assert (await socket.reply("subscribe", turn_id=turn, after=future))["event"] == "ack"
+            events, told = await asyncio.gather(reader.rest(), misled.rest())
+            frame = await socket.until(lambda frame: frame["event"] == "error" and frame.get("turn_id") == turn)
+    assert check_log(events).name == "turn.completed"
+    assert [(event.id, event.name, event.data["code"]) for event in told] == [("", "stream.error", "invalid_cursor")]
+    assert frame["data"]["code"] == "invalid_cursor"
+
+
+async def test_socket_that_subscribes_to_thousands_is_refused_and_costs_bounded_memory(
+    start_gateway: StartGateway, sign_in: SignIn
+) -> None:
+    """Of 10,000 turns and conversations a socket gets as many as it may have, an error for each other, and no more."""
+    running = await start_gateway(environ={"GATEWAY_WEBSOCKET_COMMANDS_PER_S": "100000"})
+    client = await sign_in(running)
+    conversations = [await client.conversation() for _ in range(80)]
+    turns = [await client.start(conversation, "Hi #delay=30") for conversation in conversations[:40]]
+    async with client.socket() as socket:
+        for number in range(10_000):
+            if number % 2:
+                await socket.send("subscribe", turn_id=turns[number // 2 % 40])
+            else:
+                await socket.send("subscribe", conversation_id=conversations[number // 2 % 80])
+        codes = [str((await socket.reply("ping"))["event"])]
+        answers = [frame for frame in socket.frames if frame["event"] in ("ack", "error")]
+        codes += [frame["data"]["code"] for frame in answers if frame["event"] == "error"]
+        assert len(answers) == 10_000
+        assert set(codes) == {"pong", "subscriptions_exceeded"}
+        (connection,) = running.gateway.edge.open
+        deliveries = connection._deliveries  # type: ignore[attr-defined]
+        assert len(deliveries._turns) + len(deliveries._watched) <= 64 + 64  # a watched conversation brings its turn
+        assert len(deliveries._watched) <= 64
+    await eventually(lambda: not running.gateway.watches._watchers, "nothing to be watched any more")
+
+
+@pytest.mark.parametrize("size", [256, 10_240])
+async def test_idempotency_key_that_is_too_long_is_refused_over_both_doors(size: int, pair: Pair) -> None:
+    """A key of 10 KB is refused by name, starts nothing, and does not end the socket."""
+    conversation, key = await pair.owner.conversation(), "k" * size
+    answer = await pair.owner.call(
+        "POST", f"/v1/conversations/{conversation}/turns", {"message": "Hi"}, Idempotency_Key=key
+    )
+    assert answer.status in (422, 431)
+    assert answer.body["code"] in ("invalid_value", "headers_too_large")
+    async with pair.owner.socket() as socket:
+        reply = await socket.reply("turn.start", conversation_id=conversation, message="Hi", client_message_id=key)
+        assert (reply["event"], reply["data"]["code"]) == ("error", "invalid_value")
+        assert (await socket.reply("ping"))["event"] == "pong"
+    assert pair.owner.running.simulator.bill.of(conversation) == []
