@@ -64,7 +64,10 @@ class Roster:
             await turn.crash()
         finally:
             del self._turns[turn.turn_id]
-            now_s = time.monotonic()
-            while self._ended and self._ended[0][0] < now_s - LINGER_S:
-                self._ended.popleft()
-            self._ended.append((now_s, turn))
+            self._ended.append((time.monotonic() + LINGER_S, turn))
+            asyncio.get_running_loop().call_later(LINGER_S, self._forget)
+
+    def _forget(self) -> None:
+        now_s = time.monotonic()
+        while self._ended and self._ended[0][0] <= now_s:
+            self._ended.popleft()

@@ -102,6 +102,8 @@ class _Protocol(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what could not be read (``exc`` and ``message`` quote it: they go nowhere) or was not caught."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client left or was let go: neither an error of ours nor anybody there to tell
         if isinstance(exc, HttpProcessingError):
             error = self._unreadable(exc)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import socket as sockets
 from collections.abc import AsyncIterator
 from typing import Any
@@ -89,7 +90,7 @@ async def test_slow_reader_costs_nothing_slows_nobody_and_comes_back(
 
 
 async def test_slow_reader_on_another_worker_costs_nothing_slows_nobody_and_comes_back(
-    start_gateway: StartGateway, sign_in: SignIn, narrow_http: ClientSession
+    start_gateway: StartGateway, sign_in: SignIn, narrow_http: ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The same where the turn runs elsewhere: no worker holds copies, nobody waits, and either takes it back."""
     owner = await start_gateway()
@@ -114,6 +115,7 @@ async def test_slow_reader_on_another_worker_costs_nothing_slows_nobody_and_come
         assert await metric(running, "gateway_readers_lagged_total", transport="sse") == 1
         seen = await read_until_cut(stuck)
     assert 0 < len(seen) < 3000
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]  # to be let go is no crash
     for back in (client, elsewhere):
         rest = await back.replay(turn, seen[-1].id)
         assert check_log([*seen, *rest]).data["text"] == said(LONG).text
