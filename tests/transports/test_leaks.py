@@ -159,14 +159,13 @@ async def sweep_on(workers: list[Running], idle: Callable[[], bool]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_stopped_turns_leave_nothing_behind(
-    start_gateway: StartGateway, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start_gateway: StartGateway, sign_in: SignIn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Sockets, tasks, memory, the maps of the services and the keys of the store are as they were."""
-    monkeypatch.setattr("gateway.app.SETTLE_AFTER_S", 0.05)
-    monkeypatch.setattr("gateway.app.SETTLE_RETRIES_S", (0.1,))
-    first = await start_gateway(simulator={"on_disconnect": "drop"})
+    soon = {"GATEWAY_LEDGER_LOOK_UP_S": "0.05,0.1"}
+    first = await start_gateway(simulator={"on_disconnect": "drop"}, environ=soon)
     client = await sign_in(first)
-    workers = [first, await start_gateway(simulator=first.simulator, tenant=first.tenant)]
+    workers = [first, await start_gateway(simulator=first.simulator, tenant=first.tenant, environ=soon)]
     await eventually(lambda: all(worker.gateway.inbox.hears for worker in workers), "the workers to hear each other")
     store, prefix = first.gateway.redis, f"hg:{{{first.tenant}}}:"
     conversations = [await client.conversation() for _ in range(CONVERSATIONS)]

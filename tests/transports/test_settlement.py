@@ -19,11 +19,8 @@ ANSWER = "Hi #tokens=30 #rate=150"
 Ask = Callable[[Client, str], Awaitable[str]]
 
 
-@pytest.fixture(autouse=True)
-def look_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have look-ups come within the second: the vendor's answers here take a quarter of one."""
-    monkeypatch.setattr("gateway.app.SETTLE_AFTER_S", 0.05)
-    monkeypatch.setattr("gateway.app.SETTLE_RETRIES_S", (0.3, 0.6))
+# Look-ups come within the second: the vendor's answers here take a quarter of one.
+SOON = {"GATEWAY_LEDGER_LOOK_UP_S": "0.05,0.3,0.6"}
 
 
 def completed(message: str) -> Ask:
@@ -111,7 +108,7 @@ async def test_settlement_is_what_the_vendor_billed(habit: str, start_gateway: S
 
     Both of a vendor that finishes what nobody reads, which bills all of it, and of one that drops it.
     """
-    running = await start_gateway(simulator={"on_disconnect": habit})
+    running = await start_gateway(simulator={"on_disconnect": habit}, environ=SOON)
     client = await sign_in(running)
     settled = await settle_all(running, client, {**REPORTED, **REFUSED, **READ_BACK, **STOPPED_EARLY, **CUT})
     sources = {name: settlement.source for name, (settlement, _) in settled.items()}
@@ -138,7 +135,7 @@ async def test_settlement_of_a_refused_message_asks_the_vendor_nothing(
     start_gateway: StartGateway, sign_in: SignIn
 ) -> None:
     """A message that was refused is settled in the step that ends its turn, without a look-up."""
-    running = await start_gateway()
+    running = await start_gateway(environ=SOON)
     client = await sign_in(running)
     conversation = await client.conversation()
     before = running.simulator.state.requests
@@ -152,7 +149,7 @@ async def test_settlement_of_a_stopped_turn_stands_beside_the_next_turns(
     start_gateway: StartGateway, sign_in: SignIn
 ) -> None:
     """A turn stopped before its first token and the one that follows at once are each settled with their own tokens."""
-    running = await start_gateway(simulator={"on_disconnect": "drop"})
+    running = await start_gateway(simulator={"on_disconnect": "drop"}, environ=SOON)
     client = await sign_in(running)
 
     conversation = await client.conversation()
