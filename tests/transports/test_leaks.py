@@ -31,8 +31,8 @@ from tests.transports.conftest import SignIn
 
 TURNS, LANES, CONVERSATIONS = 10_000, 40, 500
 WARM_UP = 1_000
-MESSAGE = "Hi #tokens=40 #rate=200"
-EACH_MAX_BYTES = 3_000  # of the process for each turn, with the client and the stand-in vendor in it
+MESSAGE = "Hi #tokens=80 #rate=40"
+EACH_MAX_BYTES = 4_000  # of this process a turn; the stand-in keeps a bill and both messages, about 2,500
 OURS = (OwnedTurn, LiveLog, JournalEntry, Presence, Outlet, Subscription, RemoteLog)
 
 
@@ -153,16 +153,17 @@ async def sweep_on(workers: list[Running], idle: Callable[[], bool]) -> None:
             for tenant in worker.gateway.auth.tenants.values():
                 for duty in worker.gateway.sweeper._duties:
                     await duty(tenant)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_stopped_turns_leave_nothing_behind(
-    start_gateway: StartGateway, sign_in: SignIn, caplog: pytest.LogCaptureFixture
+    start_gateway: StartGateway, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Sockets, tasks, memory, the maps of the services and the keys of the store are as they were."""
-    soon = {"GATEWAY_LEDGER_LOOK_UP_S": "0.05,0.1"}
+    soon = {"GATEWAY_LEDGER_LOOK_UP_S": "0.05"}  # one look-up a turn
+    monkeypatch.setattr("gateway.services.accounting.LOOK_UPS_MAX", 200)
     first = await start_gateway(simulator={"on_disconnect": "drop"}, environ=soon)
     client = await sign_in(first)
     workers = [first, await start_gateway(simulator=first.simulator, tenant=first.tenant, environ=soon)]
@@ -185,7 +186,7 @@ async def test_stopped_turns_leave_nothing_behind(
     async def settled() -> bool:
         return not await store.call("EXISTS", f"{prefix}usage:unsettled")
 
-    await eventually(settled, "every turn to be settled", within_s=30)
+    await eventually(settled, "every turn to be settled", within_s=60)
     over = True
     await sweeping
     await until_nothing_is_kept(workers)
