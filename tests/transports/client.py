@@ -111,9 +111,9 @@ class Reader:
     def turn_id(self) -> str:
         return self.response.headers["x-turn-id"]
 
-    async def next(self) -> Event | None:
+    async def next(self, within_s: float = PATIENCE_S) -> Event | None:
         """Return the next event, or None when the stream has ended."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(within_s):
             while not self._ready:
                 data = await self.response.content.readany()
                 if not data:
@@ -133,9 +133,9 @@ class Reader:
             if not count:
                 return event
 
-    async def rest(self) -> list[Event]:
-        """Read to the end and return all events, those read before included."""
-        while await self.next() is not None:
+    async def rest(self, within_s: float = PATIENCE_S) -> list[Event]:
+        """Read to the end and return all events, those read before included; ``within_s`` is for each."""
+        while await self.next(within_s) is not None:
             pass
         return self.seen
 

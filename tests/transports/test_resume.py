@@ -246,7 +246,7 @@ async def test_resume_after_kill_in_mid_answer(
             await process.wait()
             shown = reader.seen
         async with client.follow(reader.turn_id, shown[-1].id) as again:
-            rest = await again.rest()
+            rest = await again.rest(within_s=20)  # the lease, and the looks
         ending = rest[-1]
         assert ending.data["text"] == text_of([*shown, *rest])
         if habit == "finishes":
