@@ -201,6 +201,7 @@ async def test_resume_after_kill_in_mid_answer(
     Where the vendor finishes the answer it is completed from there, as one uninterrupted log; where it does not, it
     fails honestly.
     """
+    message = "Hi #tokens=60 #rate=60"
     survivor = await start_gateway(
         simulator={"on_disconnect": habit.removesuffix("es").removesuffix("s")},
         environ={
@@ -240,7 +241,7 @@ async def test_resume_after_kill_in_mid_answer(
         client = await sign_in(survivor)
         doomed = Client(dataclasses.replace(survivor, url=url), client.headers)
         conversation = await doomed.conversation()
-        async with doomed.ask(conversation, "Hi #rate=60") as reader:
+        async with doomed.ask(conversation, message) as reader:
             await reader.until("message.delta", 20)
             process.send_signal(signal.SIGKILL)
             await process.wait()
@@ -259,7 +260,7 @@ async def test_resume_after_kill_in_mid_answer(
         else:
             assert (ending.name, ending.data["error"]["code"]) == ("turn.failed", "worker_lost")
         assert rest[0].position > shown[-1].position
-        assert said("Hi").text.startswith(ending.data["text"])
+        assert said(message).text.startswith(ending.data["text"])
         whole = await client.replay(reader.turn_id)
         assert text_of(whole) == ending.data["text"] != ""
         assert (await client.complete(conversation, "again #tokens=1"))[-1].name == "turn.completed"
