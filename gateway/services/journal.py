@@ -21,6 +21,7 @@ from gateway.telemetry.logging import throttled
 logger = logging.getLogger(__name__)
 
 BEATS_PER_INTERVAL: Final = 8
+DOUBT_S: Final = 5.0  # after an outage; followers look at their turns every 1.5 s
 
 
 class Owner(Protocol):
@@ -41,7 +42,7 @@ class Owner(Protocol):
 class JournalEntry:
     """One turn's place in the journal."""
 
-    __slots__ = ("due", "epoch", "live", "owner", "saved_at_s", "saving", "tenant")
+    __slots__ = ("due", "epoch", "live", "owner", "saved_at_s", "saving", "tenant", "unsure_until_s")
 
     def __init__(self, tenant: TenantId, live: LiveLog, epoch: int, owner: Owner, now_s: float) -> None:
         self.tenant = tenant
@@ -51,6 +52,7 @@ class JournalEntry:
         self.due = False
         self.saving: asyncio.Task[None] | None = None
         self.saved_at_s = now_s
+        self.unsure_until_s = now_s  # until then the store may have forgotten who follows
 
 
 class Journal:
@@ -132,6 +134,7 @@ class Journal:
             entry.owner.let_go()
             return
         except LogBehind as behind:
+            self._doubt(entry)
             throttled(logger, "log.behind", turn_id=live.turn_id)
             live.saved_position = behind.position  # the store has lost the rest: the next append brings it again
             again = True
@@ -141,6 +144,7 @@ class Journal:
             return
         except GatewayError:
             # The store is away: what is unsaved stays, and the next beat sends it again.
+            self._doubt(entry)
             self._save_on_beat(entry)
             return
         finally:
@@ -152,12 +156,18 @@ class Journal:
         if entry in self._entries:
             if told.stop is not None:
                 entry.owner.stop(told.stop)
-            entry.owner.followed(told.followers, asked_at_s)
+            if told.followers or loop.time() >= entry.unsure_until_s:
+                entry.owner.followed(told.followers, asked_at_s)
         if live.holding:
             self._save(entry)
 
+    def _doubt(self, entry: JournalEntry) -> None:
+        """Take nobody for gone who could not say that he is there, or whose word may be lost, until he can again."""
+        entry.unsure_until_s = self._loop.time() + DOUBT_S
+
     async def _restore(self, entry: JournalEntry) -> bool:
         """Write a record again that the store has lost; the whole log follows."""
+        self._doubt(entry)
         throttled(logger, "log.lost", turn_id=entry.live.turn_id)
         try:
             await entry.owner.restore()

@@ -8,6 +8,7 @@ log at its own pace until it has caught up. A cursor holds no events, so a slow 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from gateway.core.conversation import ConversationId
@@ -23,6 +24,7 @@ from gateway.services.window import Batch, Window
 
 PAGE: Final = 256
 LAG_S: Final = 0.05  # between looks for entries that were shown elsewhere but are not in the log yet
+RESTORE_S: Final = 2.5  # within this an owner notices that the store has lost its turn's record, and writes it again
 MISSING_MAX: Final = 100  # looks without a result after the ending was shown
 
 
@@ -204,11 +206,21 @@ class Subscription:
 class Subscriptions:
     """Opens readers, after checking that the turn belongs to the principal."""
 
-    def __init__(self, *, roster: Roster, log: EventLog, following: Following, conversations: Conversations) -> None:
+    def __init__(
+        self,
+        *,
+        roster: Roster,
+        log: EventLog,
+        following: Following,
+        conversations: Conversations,
+        settling: Callable[[], bool],
+    ) -> None:
+        """``settling`` tells whether the store was away a moment ago, and may yet get back what it has lost."""
         self.roster = roster
         self.log = log
         self.following = following
         self._conversations = conversations
+        self._settling = settling
 
     async def open(
         self,
@@ -237,7 +249,7 @@ class Subscriptions:
             if position > turn.live.position and not turn.rescued and not await self._gone_on(turn):
                 raise _beyond()
             return Subscription(self, tenant, turn_id, heading.conversation_id, position, finished=False)
-        record = await self.log.record(tenant, turn_id)
+        record = await self._record(tenant, turn_id)
         if record is None or record.owner != principal.user_hash:
             raise GatewayError(Code.NOT_FOUND)
         self._check_persona(principal, record.persona)
@@ -271,6 +283,16 @@ class Subscriptions:
     def _check_persona(self, principal: Principal, alias: str) -> None:
         if principal.personas is not None and alias not in principal.personas:
             raise GatewayError(Code.NOT_FOUND)
+
+    async def _record(self, tenant: TenantId, turn_id: TurnId) -> TurnRecord | None:
+        """Read a record; just after an outage, wait for its owner to write it again: a reader gives up on a 404."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + RESTORE_S
+        while (record := await self.log.record(tenant, turn_id)) is None:
+            if not self._settling() or loop.time() >= until_s:
+                break
+            await asyncio.sleep(LAG_S)
+        return record
 
     async def _gone_on(self, turn: OwnedTurn) -> bool:
         """Whether another worker has taken the turn over, and this one has not noticed yet."""

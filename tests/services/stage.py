@@ -321,7 +321,11 @@ class Stage:
             watches=self.watches,
         )
         self.subscriptions = Subscriptions(
-            roster=self.roster, log=self.log, following=self.following, conversations=self.conversations
+            roster=self.roster,
+            log=self.log,
+            following=self.following,
+            conversations=self.conversations,
+            settling=lambda: self.store.healthy_s() < 2,
         )
         self.feedback = FeedbackService(self.conversations, self.cache, self.vendor, admission, self.metrics)
         self._readings: list[Reading] = []

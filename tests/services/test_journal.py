@@ -371,3 +371,31 @@ async def test_journal_in_an_outage_sends_no_more_often_than_before(log: PlayedL
     log.failure = None
     await until(lambda: log.text == "x" * said)
     await owner.journal.close(owner.entry)
+
+
+async def test_journal_after_an_outage_takes_no_follower_for_gone(
+    log: PlayedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who could not say that he reads, or whose word the store has lost, gets time to say it again."""
+    monkeypatch.setattr("gateway.services.journal.DOUBT_S", 0.3)
+    owner = Owner(Journal(log, interval_s=0.02, heartbeat_s=30), log)
+    log.followers = [WorkerId("w2")]
+    owner.say("a")
+    await until(lambda: len(owner.followers) == 1)
+    log.followers, log.failure = [], GatewayError(Code.STORE_UNAVAILABLE)
+    owner.say("b")
+    await until(lambda: len(log.appends) == 2)
+    log.failure = None
+    owner.say("c")
+    await until(lambda: log.text == "abc")
+    assert len(owner.followers) == 1
+    log.followers = [WorkerId("w3")]
+    owner.say("d")
+    await until(lambda: [workers for workers, _ in owner.followers] == [["w2"], ["w3"]])
+    log.followers = []
+
+    def none_told() -> bool:
+        owner.say("e")
+        return list(owner.followers[-1][0]) == []
+
+    await until(none_told)

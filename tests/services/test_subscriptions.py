@@ -233,3 +233,23 @@ async def test_active_turn_is_the_one_that_runs(stage: Stage) -> None:
     (await stage.vendor.chat()).complete("x")
     await until(lambda: stage.turns.running == 0)
     assert await stage.subscriptions.active_turn(stage.user(), conversation) is None
+
+
+async def test_reader_that_comes_before_the_record_is_written_again_waits_for_it(set_stage: SetStage) -> None:
+    """After an outage that lost a running turn, a reader elsewhere is not told that there is no such turn."""
+    owner = set_stage(interval_s=0.3)
+    other = set_stage(tenant=owner.tenant.id, vendor=owner.vendor)
+    started = await owner.start(await owner.conversation())
+    chat = await owner.vendor.chat()
+    chat.say("Hello")
+    await until(lambda: owner.vendor.chats != [])
+    keys = Keys(owner.tenant.id)
+    await owner.store.call("DEL", keys.log(started.turn_id), keys.turn(started.turn_id))
+    error = await refusal(other.subscriptions.open(other.user(), started.turn_id, None))
+    assert error.code is Code.NOT_FOUND  # a store that was well has lost nothing
+    await owner.store.call("DEL", keys.log(started.turn_id), keys.turn(started.turn_id))
+    other.store.note_failure()
+    chat.say(" you")
+    reading = await other.read(started.turn_id)
+    chat.complete()
+    assert (await reading.ended()).text == reading.text == "Hello you"
