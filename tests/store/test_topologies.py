@@ -64,6 +64,7 @@ class Caller:
         self.key = key(tenant)
         self._store = store
         self._answered_s = time.monotonic()
+        self._asked_s = 0.0  # when the last call that was answered had begun
         self._task = asyncio.ensure_future(self._run())
 
     async def _run(self) -> None:
@@ -73,7 +74,7 @@ class Caller:
                 await self._store.call("SET", self.key, repr(begun_s), "EX", 60)
                 now_s = time.monotonic()
                 self.gap_s = max(self.gap_s, now_s - self._answered_s)
-                self._answered_s = now_s
+                self._answered_s, self._asked_s = now_s, begun_s
             except GatewayError as error:
                 if error.code is not Code.STORE_UNAVAILABLE:
                     raise
@@ -88,9 +89,17 @@ class Caller:
         async def again() -> bool:
             if self._task.done():
                 self._task.result()
-            return self._answered_s > asked_s
+            return self._asked_s > asked_s
 
         await until(again, within_s=FAILOVER_MAX_S)
+
+    async def broken(self) -> None:
+        """Wait until a call was refused: a server that is stopped may answer a last one."""
+
+        async def refused() -> bool:
+            return self.refused > 0
+
+        await until(refused, within_s=FAILOVER_MAX_S)
 
     async def end(self) -> None:
         if not self._task.done():
@@ -286,6 +295,7 @@ async def test_cluster_node_lost_is_replaced_and_others_do_not_notice(tmp_path: 
         async with calling(store, lost, *others) as (caller, *rest):
             await map_read(store)
             await break_down(await setup.node_of(caller.key), how)
+            await caller.broken()
             await caller.recovered()
             for other in rest:
                 await other.recovered()
@@ -337,6 +347,7 @@ async def test_sentinel_master_lost_is_replaced(tmp_path: Path, how: str) -> Non
         assert port_of(pubsub) == old.port
         async with calling(store, "t") as (caller,):
             await break_down(old, how)
+            await caller.broken()
             await caller.recovered()
             print(f"sentinel master {how}: away {caller.gap_s:.2f} s, slowest call {caller.slowest_s:.3f} s")
         assert caller.refused > 0
