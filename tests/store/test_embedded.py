@@ -274,9 +274,12 @@ async def test_restart_after_a_crash_that_cut_the_file_short_loads_the_rest(data
     try:
         assert await ask(valkey.url, "SET whole yes") == "+OK"
         assert await ask(valkey.url, "SET cut yes") == "+OK"
+        (written,) = (data_dir / "valkey" / "appendonlydir").glob("*.incr.aof")
+        async with asyncio.timeout(10):
+            while b"cut" not in written.read_bytes():  # a write waits while the one before is being synced
+                await asyncio.sleep(0.01)
         os.kill(pid_of(valkey), signal.SIGKILL)
         await valkey.died
-        (written,) = (data_dir / "valkey" / "appendonlydir").glob("*.incr.aof")
         os.truncate(written, written.stat().st_size - 3)
         await valkey.restart()
         assert [await ask(valkey.url, f"GET {name}") for name in ("whole", "cut")] == ["yes", "$-1"]
