@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 
 from aiohttp import web
 
@@ -17,6 +18,7 @@ from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
 from gateway.services.feedback import FeedbackService
 from gateway.services.following import Following
+from gateway.services.holdings import Holdings
 from gateway.services.journal import Journal
 from gateway.services.owned_turn import TurnPorts, TurnRules
 from gateway.services.peers import Peers
@@ -63,6 +65,7 @@ class Gateway:
     turns: Turns
     following: Following
     watches: Watches
+    holdings: Holdings
     showing: Showing
     recovery: Recovery
     sweeper: Sweeper
@@ -97,6 +100,7 @@ class Gateway:
 
     async def aclose(self) -> None:
         await self.creations.aclose()
+        await self.holdings.aclose()
         await self.sweeper.aclose()
         await self.inbox.aclose()
         await self.following.aclose()
@@ -131,7 +135,8 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         settle_after_s=settings.ledger.look_up_s[0],
     )
     store = RedisConversations(redis, ttl_s=rules.conversation_ttl_s)
-    admission = Admission(RedisLimiter(redis), secrets.pepper, metrics)
+    limiter = RedisLimiter(redis)
+    admission, holdings = Admission(limiter, secrets.pepper, metrics), Holdings(limiter)
     auth = Auth(
         tenants,
         RedisKeys(redis),
@@ -170,7 +175,14 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     inbox = Inbox(redis, worker, probe_s=rules.probe_s)
     following = Following(log, recovery, hears=lambda: inbox.hears, lost_after_s=2 * rules.lease_s)
     roster.on_add = following.moved
-    turns_service = Turns(ports, roster, admission=admission, conversations=owned, recovery=recovery, watches=watches)
+    turns_service = Turns(
+        *(ports, roster),
+        admission=admission,
+        conversations=owned,
+        recovery=recovery,
+        watches=watches,
+        holdings=holdings,
+    )
     edge = Edge(
         auth=auth,
         conversations=owned,
@@ -197,9 +209,10 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         turns=turns_service,
         following=following,
         watches=watches,
+        holdings=holdings,
         showing=showing,
         recovery=recovery,
-        sweeper=Sweeper(tenants, (recovery.sweep, accounting.sweep), interval_s=rules.lease_s / 2),
+        sweeper=Sweeper(tenants, (recovery.sweep, accounting.sweep, admission.sweep), interval_s=rules.lease_s / 2),
         inbox=inbox,
         hearer=Peers(roster, following, watches),
         metrics=metrics,
@@ -285,4 +298,5 @@ def _edge_rules(settings: Settings) -> EdgeRules:
         commands_per_s=settings.websocket.commands_per_s,
         frame_max_bytes=settings.websocket.frame_max_bytes,
         auth_timeout_s=settings.websocket.auth_timeout_s,
+        trusted_proxies=tuple(ip_network(proxy) for proxy in settings.server.trusted_proxies),
     )

@@ -129,7 +129,7 @@ def demo(
                     "upstream.api_key": stand_in.api_key,
                     "upstream.persona_id": parts.PERSONA_ID,
                     "default_tenant.anonymous": True,
-                    **{f"default_tenant.turns_per_min.{who}": parts.TURNS_PER_MIN for who in parts.CAPPED},
+                    **parts.UNLIMITED,
                 },
             )
             await _serve(

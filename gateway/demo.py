@@ -26,8 +26,11 @@ STOP_TIMEOUT_S: Final = 5.0
 PERSONA_ID: Final = str(uuid.uuid5(uuid.NAMESPACE_DNS, "demo.hyperleap-gateway"))
 USER_ID: Final = "demo-user"
 TOKEN_TTL_S: Final = 86_400
-TURNS_PER_MIN: Final = 100_000  # nobody is to be kept from trying; nothing here costs money
-CAPPED: Final = ("tenant", "user", "address")
+UNLIMITED: Final = {  # nobody is to be kept from trying; nothing here costs money
+    f"default_tenant.limits.{scope}.{limit}": 0
+    for scope in ("tenant", "user", "anonymous", "address")
+    for limit in ("requests_per_min", "concurrent_turns")
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,19 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, tzinfo
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from msgspec.structs import force_setattr
 
 from gateway.core.identity import ALIAS, TENANT_ID
+from gateway.core.limits import BUDGET_MAX, LIMIT_MAX
 from gateway.store_url import StoreUrl
 
 MASK = "********"
@@ -114,6 +118,9 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     public_url: Annotated[
         str | None, doc("URL under which browsers reach the public port, if a proxy is before it")
     ] = None
+    trusted_proxies: Annotated[
+        tuple[str, ...], doc("Networks (`10.0.0.0/8`) whose `X-Forwarded-For` tells the client's address")
+    ] = ()
     body_max_bytes: Annotated[Count, doc("Largest request body")] = 1_048_576
     body_timeout_s: Annotated[Seconds, doc("Longest time that a request's body may take to arrive")] = 30.0
     workers: Annotated[
@@ -134,6 +141,11 @@ class ServerSettings(Section, frozen=True, kw_only=True):
         for name in ("host", "internal_host"):
             if not getattr(self, name).strip():
                 raise SettingsError(name, "must name an address")
+        for proxy in self.trusted_proxies:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                raise SettingsError("trusted_proxies", f"{proxy!r} is not a network: {error}") from None
         if self.port and self.port == self.internal_port and self.host == self.internal_host:
             raise SettingsError("internal_port", "must differ from the public port")
         if self.public_url is not None:
@@ -317,12 +329,34 @@ class LoggingSettings(Section, frozen=True, kw_only=True):
     format: Annotated[Literal["json", "console", "auto"], doc("`auto`: console on a terminal, else JSON")] = "auto"
 
 
-class TurnsPerMinute(Section, frozen=True, kw_only=True):
-    """The plain cap on turns a minute."""
+class ScopeLimitSettings(Section, frozen=True, kw_only=True):
+    """What one of its kind may use. Unset: as the plan says, else the default; 0: no limit."""
 
-    tenant: Annotated[Count, doc("Turns a minute of the whole tenant")] = 6000
-    user: Annotated[Count, doc("Turns a minute of one user")] = 60
-    address: Annotated[Count, doc("Turns a minute from one client address")] = 600
+    requests_per_s: Annotated[
+        int | None, doc("Requests a second, each kind (turn, creation, read, score) by itself", ge=0, le=100_000)
+    ] = None
+    requests_per_min: Annotated[int | None, doc("Requests a minute, as above", ge=0, le=6_000_000)] = None
+    tokens_per_min: Annotated[int | None, doc("Tokens a minute, prompts included", ge=0, le=LIMIT_MAX)] = None
+    concurrent_turns: Annotated[int | None, doc("Turns that run at a time", ge=0, le=1_000_000)] = None
+    tokens_per_day: Annotated[int | None, doc("Tokens a calendar day", ge=0, le=BUDGET_MAX)] = None
+    tokens_per_month: Annotated[int | None, doc("Tokens a calendar month", ge=0, le=BUDGET_MAX)] = None
+
+
+class LimitSettings(Section, frozen=True, kw_only=True):
+    """Limits and budgets ([limits](limits.md)): all must admit a request. A tenant's own win over its plan's."""
+
+    tenant: Annotated[ScopeLimitSettings, doc("The whole tenant")] = ScopeLimitSettings()
+    user: Annotated[ScopeLimitSettings, doc("Each user with a session of its own")] = ScopeLimitSettings()
+    anonymous: Annotated[ScopeLimitSettings, doc("Each anonymous visitor")] = ScopeLimitSettings()
+    persona: Annotated[ScopeLimitSettings, doc("Each persona")] = ScopeLimitSettings()
+    address: Annotated[ScopeLimitSettings, doc("Anonymous visitors of one network (/24, /56)")] = ScopeLimitSettings()
+    store_away: Annotated[
+        Literal["closed", "open"] | None,
+        doc("While Redis is away: `closed` refuses, `open` goes on under each worker's share; unset: `closed`"),
+    ] = None
+    away_share: Annotated[
+        float | None, doc("Share of each limit that one worker grants by itself then; unset: 0.25", gt=0, le=1)
+    ] = None
 
 
 class DisconnectSettings(Section, frozen=True, kw_only=True):
@@ -355,10 +389,12 @@ class PersonaSettings(Section, frozen=True, kw_only=True):
 class TenantSettings(Section, frozen=True, kw_only=True):
     """One customer of the gateway."""
 
+    plan: Annotated[str | None, doc("One of `[plans]`, whose limits hold where none are set here")] = None
     personas: Annotated[dict[str, PersonaSettings], doc("Personas by alias, at least one")]
     origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
     anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
-    turns_per_min: Annotated[TurnsPerMinute, doc("Cap on turns a minute")] = TurnsPerMinute()
+    timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
+    limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
 
     def __post_init__(self) -> None:
@@ -369,6 +405,7 @@ class TenantSettings(Section, frozen=True, kw_only=True):
             if not ALIAS.fullmatch(alias):
                 raise SettingsError(f"personas.{alias}", f"an alias must match {ALIAS.pattern}")
         force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
+        time_zone(self.timezone)
 
 
 class DefaultTenantSettings(Section, frozen=True, kw_only=True):
@@ -377,12 +414,24 @@ class DefaultTenantSettings(Section, frozen=True, kw_only=True):
     origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
     anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
     replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
-    turns_per_min: Annotated[TurnsPerMinute, doc("Cap on turns a minute")] = TurnsPerMinute()
+    timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
+    limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
+        time_zone(self.timezone)
+
+
+def time_zone(name: str) -> tzinfo:
+    """Return a time zone by its name in the IANA database; raises SettingsError."""
+    if name == "UTC":
+        return UTC  # known on a system without that database, too
+    try:
+        return ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise SettingsError("timezone", f"{name!r} is no time zone of this system's database (tzdata)") from None
 
 
 def check_tenant_id(tenant_id: str) -> None:

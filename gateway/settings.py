@@ -12,15 +12,18 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from gateway.core.identity import Disconnect, DisconnectPolicy, Persona, Tenant, TenantId, TurnRates
+from gateway.core.identity import Disconnect, DisconnectPolicy, Persona, Tenant, TenantId
+from gateway.core.plan import Plan, ScopeLimits, StoreAway
 from gateway.options import (
     MASK,
     DefaultTenantSettings,
     DisconnectSettings,
     LedgerSettings,
+    LimitSettings,
     LoggingSettings,
     PersonaSettings,
     RedisSettings,
+    ScopeLimitSettings,
     Secret,
     Section,
     ServerSettings,
@@ -29,22 +32,24 @@ from gateway.options import (
     StreamSettings,
     TenantSettings,
     TurnSettings,
-    TurnsPerMinute,
     UpstreamSettings,
     WebSocketSettings,
     check_tenant_id,
     default_data_dir,
     field_metas,
     reason,
+    time_zone,
 )
 
 __all__ = [
     "DefaultTenantSettings",
     "DisconnectSettings",
     "LedgerSettings",
+    "LimitSettings",
     "LoggingSettings",
     "PersonaSettings",
     "RedisSettings",
+    "ScopeLimitSettings",
     "Secret",
     "ServerSettings",
     "SessionSettings",
@@ -53,7 +58,6 @@ __all__ = [
     "StreamSettings",
     "TenantSettings",
     "TurnSettings",
-    "TurnsPerMinute",
     "UpstreamSettings",
     "WebSocketSettings",
     "load",
@@ -102,11 +106,15 @@ class Settings(Section, frozen=True, kw_only=True):
     websocket: WebSocketSettings = WebSocketSettings()
     sessions: SessionSettings = SessionSettings()
     logging: LoggingSettings = LoggingSettings()
+    plans: dict[str, LimitSettings] = msgspec.field(default_factory=dict)
     tenants: dict[str, TenantSettings] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for tenant_id in self.tenants:
             check_tenant_id(tenant_id)
+            plan = self.tenants[tenant_id].plan
+            if plan is not None and plan not in self.plans:
+                raise SettingsError(f"tenants.{tenant_id}.plan", f"there is no [plans.{plan}]")
         if not self.tenants:
             return
         if self.upstream.persona_id is not None:
@@ -118,7 +126,7 @@ class Settings(Section, frozen=True, kw_only=True):
     def tenant_values(self) -> dict[TenantId, Tenant]:
         """Return the tenants. Raises SettingsError when there is none."""
         if self.tenants:
-            return {TenantId(name): _tenant(TenantId(name), tenant) for name, tenant in self.tenants.items()}
+            return {TenantId(name): self._tenant(TenantId(name), tenant) for name, tenant in self.tenants.items()}
         if self.upstream.persona_id is None:
             raise SettingsError("HYPERLEAP_PERSONA_ID", "no tenant: name a persona, or write [tenants] in a TOML file")
         default = self.default_tenant
@@ -127,10 +135,15 @@ class Settings(Section, frozen=True, kw_only=True):
             personas={DEFAULT_ALIAS: persona},
             origins=default.origins,
             anonymous=default.anonymous,
-            turns_per_min=default.turns_per_min,
+            timezone=default.timezone,
+            limits=default.limits,
             disconnect=default.disconnect,
         )
-        return {DEFAULT_TENANT: _tenant(DEFAULT_TENANT, tenant)}
+        return {DEFAULT_TENANT: self._tenant(DEFAULT_TENANT, tenant)}
+
+    def _tenant(self, tenant_id: TenantId, settings: TenantSettings) -> Tenant:
+        plan = self.plans[settings.plan] if settings.plan is not None else LimitSettings()
+        return _tenant(tenant_id, settings, plan)
 
     def effective(self) -> dict[str, Any]:
         """Return the tree as plain values for printing, secrets masked, a Redis URL without its password."""
@@ -294,7 +307,31 @@ def _plain(value: object) -> Any:
             return value
 
 
-def _tenant(tenant_id: TenantId, settings: TenantSettings) -> Tenant:
+def _plan(own: LimitSettings, plan: LimitSettings, zone: str) -> Plan:
+    """Join what a tenant sets, what its plan sets and the defaults, limit by limit."""
+
+    def scope(name: str) -> ScopeLimits:
+        levels = getattr(own, name), getattr(plan, name), getattr(Plan(), name)
+        return ScopeLimits(
+            **{
+                limit: next(value for level in levels if (value := getattr(level, limit)) is not None)
+                for limit in ScopeLimitSettings.__struct_fields__
+            }
+        )
+
+    return Plan(
+        tenant=scope("tenant"),
+        user=scope("user"),
+        anonymous=scope("anonymous"),
+        persona=scope("persona"),
+        address=scope("address"),
+        zone=time_zone(zone),
+        store_away=StoreAway(own.store_away or plan.store_away or StoreAway.CLOSED),
+        away_share=own.away_share or plan.away_share or Plan().away_share,
+    )
+
+
+def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) -> Tenant:
     return Tenant(
         id=tenant_id,
         personas={
@@ -308,11 +345,7 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings) -> Tenant:
         },
         origins=frozenset(settings.origins),
         anonymous=settings.anonymous,
-        rates=TurnRates(
-            tenant_per_min=settings.turns_per_min.tenant,
-            user_per_min=settings.turns_per_min.user,
-            address_per_min=settings.turns_per_min.address,
-        ),
+        plan=_plan(settings.limits, plan, settings.timezone),
         disconnect=Disconnect(
             policy=DisconnectPolicy(settings.disconnect.policy),
             grace_s=settings.disconnect.grace_s,
@@ -346,6 +379,7 @@ def reference() -> str:
             for key, env, default, text in _rows(kind, name, ENV_PREFIX[name])
         ]
     tables: dict[str, type[Section]] = {
+        "plans.<name>": LimitSettings,
         "tenants.<id>": TenantSettings,
         "tenants.<id>.personas.<alias>": PersonaSettings,
     }

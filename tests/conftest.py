@@ -135,7 +135,10 @@ TENANT_TOML = """
 [tenants.{tenant}]
 origins = ["https://app.example"]
 anonymous = true
-turns_per_min = {{ tenant = 100000, user = 100000, address = 100000 }}
+limits.tenant = {{ requests_per_min = 0 }}
+limits.user = {{ requests_per_min = 0, concurrent_turns = 0 }}
+limits.anonymous = {{ requests_per_min = 0, concurrent_turns = 0 }}
+limits.address = {{ requests_per_min = 0 }}
 
 [tenants.{tenant}.personas.default]
 persona_id = "{persona}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from gateway import settings as settings_module
+from gateway.core.plan import Plan, ScopeLimits, StoreAway
 from gateway.options import normal_origin
 from gateway.settings import (
     Secret,
@@ -32,8 +34,8 @@ anonymous = true
 persona_id = "{PERSONA.upper()}"
 replacements = ["name"]
 
-[tenants.acme.turns_per_min]
-user = 7
+[tenants.acme.limits.user]
+requests_per_min = 7
 """
 
 
@@ -93,7 +95,7 @@ def test_load_text_values_become_their_types() -> None:
             "GATEWAY_ORIGINS": "https://a.example, http://localhost:3000",
             "GATEWAY_REPLACEMENTS": "name,plan",
             "GATEWAY_TURNS_LEASE_S": "9.5",
-            "GATEWAY_TURNS_PER_MIN_USER": "3",
+            "GATEWAY_LIMITS_USER_REQUESTS_PER_MIN": "3",
             "GATEWAY_DATA_DIR": "~/x",
             "GATEWAY_LEDGER_LOOK_UP_S": "1,2.5",
             "GATEWAY_LOG_LEVEL": "debug",
@@ -114,7 +116,7 @@ def test_load_text_values_become_their_types() -> None:
     assert tenant.origins == {"https://a.example", "http://localhost:3000"}
     assert tenant.personas["default"].persona_id == PERSONA
     assert tenant.personas["default"].replacements == {"name", "plan"}
-    assert (tenant.rates.user_per_min, tenant.rates.tenant_per_min) == (3, 6000)
+    assert (tenant.plan.user.requests_per_min, tenant.plan.tenant.requests_per_min) == (3, 6000)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,11 @@ def test_load_relative_path_in_file_is_relative_to_file(tmp_path: Path) -> None:
         ("[server]\nprot = 1\n", "server.prot", "server.port"),
         ("[severs]\nport = 1\n", "severs", "server"),
         ("port = 1\n", "port", "server.port"),
-        (TENANTS + "usr = 1\n", "tenants.acme.turns_per_min.usr", "tenants.acme.turns_per_min.user"),
+        (
+            TENANTS + "request_per_min = 1\n",
+            "tenants.acme.limits.user.request_per_min",
+            "tenants.acme.limits.user.requests_per_min",
+        ),
         ("[tenants.acme]\norigin = []\n", "tenants.acme.origin", "tenants.acme.origins"),
     ],
 )
@@ -233,7 +239,11 @@ def test_load_foreign_variables_are_ignored() -> None:
         ("[tenants.Acme]\n", "tenants.Acme.personas", "required"),
         (TENANTS.replace("acme", "Acme"), "tenants.Acme", "must match"),
         (TENANTS.replace("support", '"a b"'), "tenants.acme.personas.a b", "alias"),
-        (TENANTS.replace("user = 7", "user = 0"), "tenants.acme.turns_per_min.user", "at least 1"),
+        (TENANTS.replace("= 7", "= -1"), "tenants.acme.limits.user.requests_per_min", "at least 0"),
+        (TENANTS.replace("anonymous = true", "plan = 'gold'"), "tenants.acme.plan", "no [plans.gold]"),
+        (TENANTS.replace("anonymous = true", "timezone = 'Mars/Crater'"), "tenants.acme.timezone", "time zone"),
+        (TENANTS + "[plans.gold.user]\ntokens_per_min = 200_000_000\n", "plans.gold.user.tokens_per_min", "at most"),
+        ("[server]\ntrusted_proxies = ['10.0.0.1/8']\n", "server.trusted_proxies", "not a network"),
         (TENANTS.replace(PERSONA.upper(), "x"), "tenants.acme.personas.support.persona_id", "UUID"),
         ("[tenants.acme]\npersonas = {}\n", "tenants.acme.personas", "at least one"),
         ("tenants = 3\n", "tenants", "table"),
@@ -272,7 +282,29 @@ def test_tenant_values_from_file_are_core_values(tmp_path: Path) -> None:
     assert tenant.origins == {"https://chat.acme.example"}
     assert tenant.personas["support"].persona_id == PERSONA
     assert tenant.personas["support"].replacements == {"name"}
-    assert (tenant.rates.tenant_per_min, tenant.rates.user_per_min, tenant.rates.address_per_min) == (6000, 7, 600)
+    assert tenant.plan == Plan(user=ScopeLimits(requests_per_min=7, concurrent_turns=20))
+
+
+def test_tenant_values_limits_come_from_tenant_then_plan_then_defaults(tmp_path: Path) -> None:
+    """Each limit by itself: the tenant's own, else its plan's, else the default; 0 takes one away."""
+    plan = """
+[tenants.acme]
+plan = "gold"
+timezone = "Europe/Berlin"
+limits = { user.requests_per_min = 7, tenant.requests_per_min = 0, store_away = "open" }
+personas.support.persona_id = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
+[plans.gold]
+user = { requests_per_min = 1, tokens_per_day = 500 }
+away_share = 0.5
+"""
+    (tenant,) = load(write(tmp_path, plan), HOME).tenant_values().values()
+    assert tenant.plan == Plan(
+        tenant=ScopeLimits(),
+        user=ScopeLimits(requests_per_min=7, concurrent_turns=20, tokens_per_day=500),
+        zone=ZoneInfo("Europe/Berlin"),
+        store_away=StoreAway.OPEN,
+        away_share=0.5,
+    )
 
 
 def test_tenant_values_without_any_is_refused() -> None:

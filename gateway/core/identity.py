@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, NewType, Protocol
 
+from gateway.core.plan import Plan
+
 TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
 UserHash = NewType("UserHash", str)  # keyed hash of a user id: the only form that reaches Redis, logs or the vendor
@@ -41,15 +43,6 @@ class Persona:
     replacements: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnRates:
-    """The plain cap on turns a minute, counted per tenant, per user and per client address."""
-
-    tenant_per_min: int = 6000
-    user_per_min: int = 60
-    address_per_min: int = 600
-
-
 class DisconnectPolicy(StrEnum):
     """What becomes of an answer when nobody reads it any more. Stopping on purpose is another matter."""
 
@@ -79,7 +72,7 @@ class Tenant:
     personas: Mapping[str, Persona]
     origins: frozenset[str] = frozenset()
     anonymous: bool = False
-    rates: TurnRates = field(default_factory=TurnRates)
+    plan: Plan = field(default_factory=Plan)
     disconnect: Disconnect = field(default_factory=Disconnect)
 
     def persona_named(self, persona_id: str | None) -> str | None:

@@ -1,46 +1,272 @@
-"""Who may start something that costs the tenant money, now: a plain cap a minute until real limits come."""
+"""Who may start something that costs the tenant, now: every limit of a request decided together, before it begins."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
-from typing import Final, Literal
+import logging
+import random
+import secrets
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 
+from gateway.core.addresses import prefix_of
+from gateway.core.conversation import Conversation
 from gateway.core.errors import Code, GatewayError
-from gateway.core.identity import Principal
-from gateway.core.limits import Limit, Limiter
+from gateway.core.identity import Principal, Tenant, TenantId
+from gateway.core.limit_books import Books
+from gateway.core.limits import US_PER_S, Ask, Decision, Kind, Limiter, Quota, Rule, Slot, Work
+from gateway.core.plan import Calendar, Plan, ScopeLimits, StoreAway, calendar
+from gateway.core.turn import CHARS_PER_TOKEN, TurnId
+from gateway.services.allowance import Allowance
+from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
 
+logger = logging.getLogger(__name__)
+
 Action = Literal["turn", "create", "read", "score"]
-PERIOD_S: Final = 60.0
+STALE_MAX: Final = 3
+JITTER_SHARE: Final = 0.1  # of the wait that a refusal names, so that those refused together come back apart …
+JITTER_MAX_S: Final = 30.0
+JITTER_MIN_S: Final = 0.5
+BOOKS_MAX: Final = 20_000  # requests that a worker counts by itself before it begins anew
+WORDS: Final = {
+    Kind.RATE: "requests of this kind",
+    Kind.TOKENS: "tokens a minute",
+    Kind.SLOTS: "turns at a time",
+    Kind.BUDGET: "tokens of this period",
+}
+
+
+@dataclass(slots=True)
+class Told:
+    """Where a request's limits stand, for whoever answers it; filled in by the decision."""
+
+    quotas: Sequence[Quota] = ()
+
+
+TOLD: ContextVar[Told | None] = ContextVar("told", default=None)  # set by a door for each request or command
+
+
+class Admitted(NamedTuple):
+    """What a turn was admitted with: the slots to be held, the tokens reserved, and whether a budget can cut it off."""
+
+    slots: tuple[Slot, ...]
+    tokens: int
+    prompt_tokens: int
+    budgeted: bool
+
+
+class _Row(NamedTuple):
+    """A rule but for whom it is about."""
+
+    name: str
+    key: str
+    kind: Kind
+    limit: int
+    period_us: int
+    monthly: bool = False
+
+
+class _Table(NamedTuple):
+    """A plan as rows by scope, for turns and for other requests."""
+
+    plan: Plan
+    turn: tuple[tuple[_Row, ...], ...]
+    other: tuple[tuple[_Row, ...], ...]
+    budgeted: bool
+
+
+SCOPES: Final = ("tenant", "user", "anonymous", "persona", "address")
 
 
 class Admission:
-    """Caps every action that reaches the vendor, each action on its own count: by tenant, by user, by address."""
+    """Decides the limits of everything that reaches the vendor, each kind of request on its own count."""
 
     def __init__(self, limiter: Limiter, pepper: bytes, metrics: Metrics) -> None:
         self._limiter = limiter
         self._pepper = pepper
         self._metrics = metrics
+        self._tables: dict[TenantId, _Table] = {}
+        self._calendars: dict[TenantId, Calendar] = {}
+        self._books: dict[TenantId, Books] = {}
 
-    async def admit(self, principal: Principal, action: Action, address: str | None) -> None:
-        """Charge one action against all caps; if any is used up, charge none and raise GatewayError(rate_limited)."""
-        rates = principal.tenant.rates
-        limits = [
-            Limit("tenant", f"{action}:tenant", rates.tenant_per_min, PERIOD_S),
-            Limit("user", f"{action}:user:{principal.user_hash}", rates.user_per_min, PERIOD_S),
-        ]
-        if address is not None:
-            limits.append(Limit("address", f"{action}:addr:{self._hash(address)}", rates.address_per_min, PERIOD_S))
-        decision = await self._limiter.admit(principal.tenant.id, limits)
-        if decision.limit is not None:
-            self._metrics.limit_refused(principal.tenant.id, decision.limit)
-            raise GatewayError(
-                Code.RATE_LIMITED,
-                f"The cap of this {decision.limit} on requests of this kind is used up; try again later.",
-                retry_after_s=decision.retry_after_s,
-                extra={"limit": decision.limit},
-            )
+    async def admit(
+        self, principal: Principal, action: Action, address: str | None, persona: str | None = None
+    ) -> None:
+        """Charge one request against all limits; if any is used up, charge none and raise GatewayError(rate_limited).
+
+        While the store is away the tenant's plan says what happens: store_unavailable, or limits of this worker's own.
+        """
+        await self._decide(principal, action, address, persona, secrets.token_hex(16), None)
+
+    async def admit_turn(
+        self, principal: Principal, conversation: Conversation, message: str, address: str, turn_id: TurnId
+    ) -> Admitted:
+        """Charge a turn: a request, a slot, and tokens as estimated. The caller must hold its slots while it runs.
+
+        What it was charged is corrected by the step that ends it; a turn that does not begin must be undone.
+        Raises GatewayError(rate_limited | store_unavailable), charging nothing.
+        """
+        work = Work(conversation.id, conversation.persona, -(-len(message) // CHARS_PER_TOKEN))
+        decision = await self._decide(principal, "turn", address, conversation.persona, turn_id, work)
+        rules = [quota.rule for quota in decision.quotas]
+        return Admitted(
+            tuple(Slot(rule.key, turn_id) for rule in rules if rule.kind is Kind.SLOTS),
+            decision.tokens,
+            decision.prompt_tokens,
+            any(rule.kind is Kind.BUDGET for rule in rules),
+        )
+
+    def allowance(self, tenant: Tenant, turn_id: TurnId, admitted: Admitted) -> Allowance | None:
+        """Return what an admitted turn may use up of its budgets; None where it has none."""
+        if not admitted.budgeted:
+            return None
+        return Allowance(
+            self._limiter,
+            tenant.id,
+            turn_id,
+            tokens=admitted.tokens,
+            prompt_tokens=admitted.prompt_tokens,
+            goes_on_alone=tenant.plan.store_away is StoreAway.OPEN,
+        )
+
+    async def undo(self, tenant: TenantId, turn_id: TurnId) -> None:
+        """Give back what a turn that did not begin was charged; where the store is away a sweep does it later."""
+        with contextlib.suppress(GatewayError):
+            await self._limiter.undo(tenant, turn_id)
+
+    async def sweep(self, tenant: Tenant) -> None:
+        """Give back what was charged for turns that never began; raises store_unavailable."""
+        undone = await self._limiter.sweep(tenant.id)
+        if undone:
+            throttled(logger, "charges.undone", tenant=tenant.id, charges=undone)
+
+    async def _decide(
+        self,
+        principal: Principal,
+        action: Action,
+        address: str | None,
+        persona: str | None,
+        request_id: str,
+        work: Work | None,
+    ) -> Decision:
+        tenant = principal.tenant
+        table = self._tables.get(tenant.id)
+        if table is None or table.plan is not tenant.plan:
+            table = self._tables[tenant.id] = _table(tenant.plan)
+        decision = None
+        now_us: int | None = None
+        for _ in range(STALE_MAX):  # again where the store's day is another than was thought
+            ask = self._ask(principal, table, action, address, persona, request_id, work, now_us)
+            if not ask.rules:
+                return Decision(None, 0, 0, 0, 0, ())
+            try:
+                decision = await self._limiter.admit(tenant.id, ask)
+            except GatewayError as error:
+                if error.code is not Code.STORE_UNAVAILABLE or tenant.plan.store_away is StoreAway.CLOSED:
+                    raise
+                throttled(logger, "limits.local", tenant=tenant.id)
+                decision = self._decide_alone(tenant, ask)
+            else:
+                self._books.pop(tenant.id, None)
+            if not decision.stale:
+                break
+            now_us = decision.now_us
+        if decision is None or decision.stale:
+            raise GatewayError(Code.STORE_UNAVAILABLE, "The store's clock does not stand still.")
+        told = TOLD.get()
+        if told is not None:
+            told.quotas = decision.quotas
+        if decision.refused is not None:
+            raise self._refusal(tenant.id, decision.refused, decision.wait_us)
+        return decision
+
+    def _refusal(self, tenant: TenantId, rule: Rule, wait_us: int) -> GatewayError:
+        self._metrics.limit_refused(tenant, rule.name)
+        wait_s = wait_us / US_PER_S
+        # Never earlier than told, and spread: else all who were refused together come back together.
+        jitter_s = random.uniform(0, min(JITTER_MAX_S, max(JITTER_MIN_S, wait_s * JITTER_SHARE)))  # noqa: S311
+        scope = rule.name.partition("_")[0]
+        return GatewayError(
+            Code.RATE_LIMITED,
+            f"The limit of this {scope} on {WORDS[rule.kind]} is used up; try again later.",
+            retry_after_s=wait_s + jitter_s,
+            extra={"limit": rule.name},
+        )
+
+    def _decide_alone(self, tenant: Tenant, ask: Ask) -> Decision:
+        """Decide without the store, under this worker's share of each limit."""
+        books = self._books.get(tenant.id)
+        if books is None or len(books.charges) >= BOOKS_MAX:
+            books = self._books[tenant.id] = Books()
+        share = tenant.plan.away_share
+        rules = [rule._replace(limit=max(1, int(rule.limit * share))) for rule in ask.rules]
+        return books.admit(ask._replace(rules=rules), _now_us())
+
+    def _ask(
+        self,
+        principal: Principal,
+        table: _Table,
+        action: Action,
+        address: str | None,
+        persona: str | None,
+        request_id: str,
+        work: Work | None,
+        now_us: int | None,
+    ) -> Ask:
+        tenants, users, visitors, personas, addresses = table.other if work is None else table.turn
+        whom = [(tenants, "tenant"), (visitors if principal.anonymous else users, f"user:{principal.user_hash}")]
+        if persona is not None and personas:
+            whom.append((personas, f"persona:{persona}"))
+        if principal.anonymous and address is not None and addresses:
+            whom.append((addresses, f"addr:{self._hash(prefix_of(address))}"))
+        today = self._today(principal.tenant, now_us) if work is not None and table.budgeted else None
+        rules: list[Rule] = []
+        for rows, scope in whom:
+            for name, key, kind, limit, period_us, monthly in rows:
+                if kind is Kind.RATE:
+                    key = f"{key}:{action}"
+                elif today is not None and kind is Kind.BUDGET:
+                    date, period_us = (today.month, today.month_ends_us) if monthly else (today.day, today.day_ends_us)
+                    key = f"{key}:{date}"
+                rules.append(Rule(name, f"{key}:{scope}", kind, limit, period_us))
+        if today is None:
+            return Ask(request_id, rules, work)
+        return Ask(request_id, rules, work, today.day_begins_us, today.day_ends_us)
+
+    def _today(self, tenant: Tenant, now_us: int | None) -> Calendar:
+        """Return the tenant's calendar, made anew where the store says that it is another day."""
+        known = self._calendars.get(tenant.id)
+        if known is None or now_us is not None:
+            known = self._calendars[tenant.id] = calendar(now_us or _now_us(), tenant.plan.zone)
+        return known
 
     def _hash(self, address: str) -> str:
         return hmac.digest(self._pepper, address.encode(), hashlib.sha256).hex()[:24]
+
+
+def _table(plan: Plan) -> _Table:
+    turn = tuple(_rows(scope, getattr(plan, scope)) for scope in SCOPES)
+    other = tuple(tuple(row for row in rows if row.kind is Kind.RATE) for rows in turn)
+    return _Table(plan, turn, other, any(row.kind is Kind.BUDGET for rows in turn for row in rows))
+
+
+def _rows(scope: str, limits: ScopeLimits) -> tuple[_Row, ...]:
+    rows = (
+        _Row(f"{scope}_requests_per_s", "rs", Kind.RATE, limits.requests_per_s, US_PER_S),
+        _Row(f"{scope}_requests_per_min", "rm", Kind.RATE, limits.requests_per_min, 60 * US_PER_S),
+        _Row(f"{scope}_tokens_per_min", "t", Kind.TOKENS, limits.tokens_per_min, 60 * US_PER_S),
+        _Row(f"{scope}_concurrent_turns", "s", Kind.SLOTS, limits.concurrent_turns, 0),
+        _Row(f"{scope}_tokens_per_day", "d", Kind.BUDGET, limits.tokens_per_day, 0),
+        _Row(f"{scope}_tokens_per_month", "m", Kind.BUDGET, limits.tokens_per_month, 0, True),
+    )
+    return tuple(row for row in rows if row.limit)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -70,7 +70,7 @@ class Conversations:
                 )
 
         async def ask() -> Conversation:
-            await self._admission.admit(principal, "create", address)
+            await self._admission.admit(principal, "create", address, persona.alias)
             entry = await self._upstream.create_conversation(
                 persona_id=persona.persona_id,
                 persona_version_id=persona.persona_version_id,

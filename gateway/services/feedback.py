@@ -66,7 +66,7 @@ class FeedbackService:
         rated = next((m for m in conversation.messages if m.message_id == message_id and m.role == "assistant"), None)
         if rated is None and not conversation.messages_unavailable:
             raise GatewayError(Code.NOT_FOUND, "The conversation has no such answer.", field="message_id")
-        await self._admission.admit(principal, "score", address)
+        await self._admission.admit(principal, "score", address, conversation.persona)
         feedback = Feedback(
             feedback_id=str(uuid.uuid5(_NAMESPACE, f"{principal.external_user_id}\0{message_id}")),
             score=score,

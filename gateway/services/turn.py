@@ -26,14 +26,18 @@ from gateway.core.events import (
     TurnStopped,
 )
 from gateway.core.identity import Tenant
-from gateway.core.turn import AnswerItem, Chat, Usage
+from gateway.core.turn import AnswerItem, Chat, StopReason, Usage
+from gateway.services.allowance import Allowance
 from gateway.services.owned_turn import UNUSED, OwnedTurn, TurnPorts
 
 
 class Turn(OwnedTurn):
     """One answer under way; a ChatReceiver. Created by ``Turns`` once the conversation is claimed."""
 
-    def __init__(self, ports: TurnPorts, tenant: Tenant, heading: Heading) -> None:
+    def __init__(
+        self, ports: TurnPorts, tenant: Tenant, heading: Heading, *, allowance: Allowance | None = None
+    ) -> None:
+        """``allowance`` is the turn's share of its budgets, where there are any."""
         started = Entry(1, TurnStarted(heading.turn_id, heading.conversation_id, heading.ordinal))
         super().__init__(ports, tenant, heading, [started], epoch=1, disconnect=tenant.disconnect)
         self._gaps = ports.metrics.gap_histogram(tenant.id, heading.persona)
@@ -41,6 +45,7 @@ class Turn(OwnedTurn):
         self._chat: Chat | None = None
         self._chars = 0
         self._capped = False
+        self._allowance = allowance
         self._announced = False
 
     # --- ChatReceiver: called from the upstream connection -------------------------------------------------------
@@ -53,15 +58,19 @@ class Turn(OwnedTurn):
             self._gaps.observe(now_s - self._last_item_s)
         self._last_item_s = now_s
         events: list[Event] = []
+        spent = False
         for item in items:
             self._take(item, events)
-            if self._capped:
+            spent = self._allowance is not None and bool(item.text) and not self._allowance.spend(len(item.text or ""))
+            if self._capped or spent:
                 break
         if events:
             self.live.add(events)
             self._ports.journal.touch(self._journal_entry)
         if self._capped:
             self._end_with(GatewayError(Code.ANSWER_TOO_LONG))
+        elif spent and self._finish_reason is None:
+            self.stop(StopReason.BUDGET)
 
     def chat_ended(self, error: GatewayError | None, /) -> None:
         if not self._over.done():
@@ -126,6 +135,8 @@ class Turn(OwnedTurn):
         if self._over.done() and self._chat is not None:
             self._chat.cancel()  # a stop that fell between the two; no effect on an answer that ended by itself
         error = await self._over
+        if self._allowance is not None:
+            self._allowance.close()
         if await self._close():
             await self._settle(self._ending(error))
 
@@ -148,6 +159,11 @@ class Turn(OwnedTurn):
         if error is not None:
             return self._failed(error)
         return self._completed(self._finish_reason or "unknown")
+
+    def _tokens(self) -> Usage:
+        if self._usage is None and self._allowance is not None:
+            return self._allowance.usage()  # an estimate too, but the one that its budgets were charged by
+        return super()._tokens()
 
     def _completed(self, finish_reason: str) -> TurnCompleted:
         return TurnCompleted(self._message_id, self._run_id, finish_reason, self.live.text(), self._tokens())

@@ -22,9 +22,10 @@ from gateway.core.events import Claim, Heading
 from gateway.core.idempotency import checked_key
 from gateway.core.identity import Principal, TenantId
 from gateway.core.turn import StopReason, TurnId, TurnState
-from gateway.services.admission import Admission
+from gateway.services.admission import Admission, Admitted
 from gateway.services.clock import timestamp
 from gateway.services.conversations import Conversations
+from gateway.services.holdings import Holdings
 from gateway.services.owned_turn import FINISH_ATTEMPTS, FINISH_PAUSE_S, OwnedTurn, TurnPorts
 from gateway.services.recovery import Recovery
 from gateway.services.roster import Roster
@@ -58,6 +59,7 @@ class Turns:
         conversations: Conversations,
         recovery: Recovery,
         watches: Watches,
+        holdings: Holdings,
     ) -> None:
         self._ports = ports
         self._roster = roster
@@ -68,6 +70,7 @@ class Turns:
         self._conversations = conversations
         self._recovery = recovery
         self._watches = watches
+        self._holdings = holdings
         self._starting: set[asyncio.Task[Any]] = set()
         self._draining = False
 
@@ -104,9 +107,8 @@ class Turns:
             known = await self._log.repeated(principal.tenant.id, conversation.owner, conversation_id, idempotency_key)
             if known is not None:
                 return self._repeated(known, message)
-        await self._admission.admit(principal, "turn", address)
         started: Started = await asyncio.shield(
-            self._spawn(self._begin(principal, conversation, message, idempotency_key))
+            self._spawn(self._begin(principal, conversation, message, idempotency_key, address))
         )
         self._metrics.gateway_added(time.monotonic() - received_s)
         return started
@@ -185,23 +187,36 @@ class Turns:
         return Started(turn_id, 0, True)
 
     async def _begin(
-        self, principal: Principal, conversation: Conversation, message: str, idempotency_key: str | None
+        self, principal: Principal, conversation: Conversation, message: str, idempotency_key: str | None, address: str
     ) -> Started:
+        """Charge the turn, claim the conversation and set the turn going; what does not begin is not charged."""
         tenant = principal.tenant
+        turn_id = TurnId(str(uuid.uuid4()))
         heading = Heading(
-            turn_id=TurnId(""),
+            turn_id=turn_id,
             conversation_id=conversation.id,
             owner=conversation.owner,
             persona=conversation.persona,
-            message=Message("user", message, created_at=timestamp()),
+            message=Message("user", message, turn_id=turn_id, created_at=timestamp()),
             body_hash=_hash(message),
             idempotency_key=idempotency_key,
         )
+        admitted = await self._admission.admit_turn(principal, conversation, message, address, turn_id)
+        self._holdings.hold(tenant.id, turn_id, admitted.slots)
+        started: Started | None = None
+        try:
+            started = await self._claimed(principal, conversation, heading, admitted)
+            return started
+        finally:
+            if started is None or started.turn_id != turn_id:
+                self._holdings.drop(tenant.id, turn_id)
+                await self._admission.undo(tenant.id, turn_id)
+
+    async def _claimed(
+        self, principal: Principal, conversation: Conversation, heading: Heading, admitted: Admitted
+    ) -> Started:
+        tenant = principal.tenant
         for _ in range(3):  # again after a lost worker's turn has got its ending, and after the record is read back
-            turn_id = TurnId(str(uuid.uuid4()))
-            heading = msgspec.structs.replace(
-                heading, turn_id=turn_id, message=msgspec.structs.replace(heading.message, turn_id=turn_id)
-            )
             claim = await self._claim(tenant.id, heading)
             if claim.outcome == "unknown":  # left the cache since it was read
                 await self._conversations.owned(principal, conversation.id)
@@ -217,7 +232,9 @@ class Turns:
             messages_before=claim.messages_before,
             last_message_id=claim.last_message_id,
         )
-        turn = Turn(self._ports, tenant, heading)
+        turn = Turn(
+            self._ports, tenant, heading, allowance=self._admission.allowance(tenant, heading.turn_id, admitted)
+        )
         self._metrics.turn_started(tenant.id, heading.persona)
         log_event(
             logger,
@@ -229,7 +246,8 @@ class Turns:
             persona=heading.persona,
             user=heading.owner,
         )
-        self._roster.add(turn)
+        task = self._roster.add(turn)
+        task.add_done_callback(lambda _: self._holdings.drop(tenant.id, turn.turn_id))
         self._watches.began(tenant.id, heading.conversation_id, turn.turn_id, heading.owner)
         return Started(turn.turn_id, claim.ordinal, False)
 

@@ -30,10 +30,10 @@ from gateway.store.inbox import encode_shown
 from gateway.store.redis import INBOX, Argument, Keys, Redis, Script, text
 
 CLAIM: Final = Script("claim")
-RELEASE: Final = Script("release")
+RELEASE: Final = Script("release", with_="charges")
 RESTORE: Final = Script("restore")
 APPEND: Final = Script("append")
-FINISH: Final = Script("finish")
+FINISH: Final = Script("finish", with_="charges")
 ORPHANS: Final = Script("orphans")
 TAKE_OVER: Final = Script("take_over")
 FOLLOW: Final = Script("follow")
@@ -105,6 +105,7 @@ class RedisEventLog:
                 keys.log(heading.turn_id),
                 keys.idempotency(heading.owner, heading.conversation_id, heading.idempotency_key or ""),
                 keys.running(),
+                keys.charge(heading.turn_id),
             ),
             (heading.turn_id,),
         )
@@ -184,6 +185,7 @@ class RedisEventLog:
                 keys.running(),
                 keys.settlements(),
                 keys.unsettled(),
+                keys.charge(turn_id),
             ),
             arguments,
         )

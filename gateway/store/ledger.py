@@ -12,7 +12,7 @@ from gateway.core.ledger import Due, Settlement
 from gateway.store.redis import Keys, Redis, Script, text
 
 DUE: Final = Script("due")
-SETTLE: Final = Script("settle")
+SETTLE: Final = Script("settle", with_="charges")
 
 _settlement: Final = msgspec.json.Decoder(Settlement)
 
@@ -39,7 +39,7 @@ class RedisLedger:
         turn_id = settlement.turn_id
         written = await self._redis.run(
             SETTLE,
-            (keys.turn(turn_id), keys.settlements(), keys.unsettled()),
+            (keys.turn(turn_id), keys.settlements(), keys.unsettled(), keys.charge(turn_id)),
             (turn_id, msgspec.json.encode(settlement), self._ttl_ms),
         )
         return bool(written)

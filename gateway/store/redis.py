@@ -84,6 +84,12 @@ class Keys:
     def limit(self, key: str) -> str:
         return f"{self.prefix}lim:{key}"
 
+    def charge(self, request_id: str) -> str:
+        return f"{self.prefix}lim:of:{request_id}"
+
+    def open_charges(self) -> str:
+        return f"{self.prefix}lim:open"
+
     def api_key(self, key_id: str) -> str:
         return f"{self.prefix}key:{key_id}"
 
@@ -96,9 +102,11 @@ class Script:
 
     __slots__ = ("name", "sha", "source")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, with_: str | None = None) -> None:
+        """``with_`` names a file of functions that this one shares with others."""
         self.name = name
-        self.source = resources.files("gateway.store").joinpath("scripts", f"{name}.lua").read_bytes()
+        files = resources.files("gateway.store").joinpath("scripts")
+        self.source = b"".join(files.joinpath(f"{part}.lua").read_bytes() for part in (with_, name) if part)
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import Entry, EventId
+from gateway.core.events import Entry, EventId, TurnStarted
 from gateway.core.identity import Principal, UserHash
 from gateway.core.turn import TurnId
-from gateway.protocol.native import encode_frame, text_frame
+from gateway.protocol.native import encode_frame, encode_json, text_frame
 from gateway.services.subscriptions import Subscription
 from gateway.services.window import Batch
 from gateway.transports.edge import Edge
@@ -54,9 +54,11 @@ class Line(Protocol):
 class _Sink:
     """A Sink that writes one turn's frames to a socket shared with others."""
 
-    def __init__(self, line: Line, lag_max_bytes: int) -> None:
+    def __init__(self, line: Line, lag_max_bytes: int, limits: Sequence[Any]) -> None:
+        """``limits`` are told in the turn's first frame, to the socket that started it alone."""
         self._line = line
         self._lag_max_bytes = lag_max_bytes
+        self._limits = limits
         self.left = False  # set in the step that acknowledges it, so that nothing of the turn follows the ack
 
     def push(self, batch: Batch, /) -> bool:
@@ -66,8 +68,19 @@ class _Sink:
         if transport.get_write_buffer_size() > self._lag_max_bytes:
             self._line.let_go()
             return True
-        transport.write(batch.encoded(encode_frames))
+        if self._limits and type(batch.entries[0].event) is TurnStarted:
+            transport.write(self._with_limits(batch))
+        else:
+            transport.write(batch.encoded(encode_frames))
         return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
+
+    def _with_limits(self, batch: Batch) -> bytes:
+        """Encode a batch for this socket: ``turn.started`` gets a member that the shared frames do not have."""
+        turn_id, conversation_id = batch.turn_id, batch.conversation_id
+        first, limits = encode_frame(turn_id, conversation_id, batch.entries[0]), encode_json(self._limits)
+        self._limits = ()
+        told = text_frame(b'%b,"limits":%b}' % (first[:-1], limits))
+        return told + encode_frames(turn_id, conversation_id, batch.entries[1:])
 
     async def write(self, batch: Batch, /) -> None:
         if self._line.closed:
@@ -97,6 +110,7 @@ class Deliveries:
         self._watched: set[ConversationId] = set()
         self._held: list[tuple[TurnId, UserHash]] | None = None
         self._opening: set[asyncio.Task[None]] = set()
+        self._begun: tuple[TurnId, Sequence[Any]] = (TurnId(""), ())
 
     def __contains__(self, turn_id: TurnId) -> bool:
         return turn_id in self._turns
@@ -110,7 +124,10 @@ class Deliveries:
     def begin(self, subscription: Subscription) -> None:
         """Deliver a turn; one that is delivered already is replaced, for its new cursor."""
         self.leave(subscription.turn_id)
-        sink = _Sink(self._line, self._edge.rules.reader_lag_bytes)
+        begun, limits = self._begun
+        if begun != subscription.turn_id:
+            limits = ()
+        sink = _Sink(self._line, self._edge.rules.reader_lag_bytes, limits)
         task = asyncio.get_running_loop().create_task(self._run(subscription, sink))
         self._turns[subscription.turn_id] = _Delivery(subscription.conversation_id, sink, task)
 
@@ -121,6 +138,10 @@ class Deliveries:
         subscription = await self._edge.subscriptions.open(self._line.user, turn_id, after)
         if subscription is not None and turn_id not in self._turns:
             self.begin(subscription)
+
+    def tell_limits(self, turn_id: TurnId, limits: Sequence[Any]) -> None:
+        """Have a turn that this socket just started begin with where its limits stand."""
+        self._begun = turn_id, limits
 
     def leave(self, turn_id: TurnId) -> None:
         delivery = self._turns.pop(turn_id, None)

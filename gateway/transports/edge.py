@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from aiohttp import hdrs, web
 
+from gateway.core.addresses import Network, client_address
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import EventId
@@ -46,6 +47,7 @@ class EdgeRules:
     commands_per_s: float = 20.0
     frame_max_bytes: int = 262_144
     auth_timeout_s: float = 10.0
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 class Closable(Protocol):
@@ -102,7 +104,10 @@ def principal_of(request: web.Request) -> Principal:
 
 
 def address_of(request: web.Request) -> str:
-    return request.remote or "unknown"
+    """Return the client's address: the peer's, or what trusted proxies say it is."""
+    proxies = request.app[EDGE].rules.trusted_proxies
+    forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, []) if proxies else ()
+    return client_address(request.remote, forwarded, proxies)
 
 
 async def read_body(request: web.Request, body_type: type[T]) -> T:

@@ -13,22 +13,26 @@ from aiohttp.typedefs import Handler
 
 from gateway.core.errors import Code, GatewayError
 from gateway.protocol.native import encode_json, problem
+from gateway.services.admission import TOLD, Told
 from gateway.telemetry.logging import REQUEST_ID as LOGGED_REQUEST_ID
 from gateway.telemetry.logging import event as log_event
 from gateway.transports.edge import DECLARED_PROBLEM, EDGE, PRINCIPAL, REQUEST_ID, origin_of
+from gateway.transports.limit_headers import EXPOSED as LIMITS_EXPOSED
+from gateway.transports.limit_headers import limit_headers
 
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})", re.ASCII)
 _REFUSED: Final = web.RequestKey("refused", dict)
+_TOLD: Final = web.RequestKey("told", Told)
 _TRACE: Final = web.RequestKey("trace", str)
 
 METHODS: Final = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
 REQUEST_HEADERS: Final = (
     "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, x-request-id"
 )
-EXPOSED: Final = "location, preference-applied, retry-after, traceparent, x-request-id, x-turn-id"
+EXPOSED: Final = f"location, preference-applied, retry-after, traceparent, x-request-id, x-turn-id, {LIMITS_EXPOSED}"
 PREFLIGHT_MAX_AGE_S: Final = 600
 
 # What aiohttp itself refuses beside our handlers, in our terms; what it refuses before them: refusals.py.
@@ -48,6 +52,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[REQUEST_ID] = request_id
     request[_TRACE] = _trace(request.headers.get("traceparent", ""))
     token = LOGGED_REQUEST_ID.set(request_id)
+    request[_TOLD] = told = Told()
+    TOLD.set(told)  # seen by what this request's task starts, and gone with it or overwritten by the next
     started_s = time.perf_counter()
     status = 499  # the client left; only logs and metrics see this number
     try:
@@ -143,6 +149,9 @@ async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> Non
     headers = response.headers
     if not isinstance(request, web.Request):
         return
+    told = request.get(_TOLD)
+    if told is not None and told.quotas:
+        headers.update(limit_headers(told.quotas))
     if request.app[EDGE].draining and response.status != 101:
         headers[hdrs.CONNECTION] = "close"
         response.force_close()

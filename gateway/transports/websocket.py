@@ -32,9 +32,11 @@ from gateway.protocol.native import (
     encode_json,
     problem,
 )
+from gateway.services.admission import TOLD, Told
 from gateway.telemetry.logging import event as log_event
 from gateway.transports.deliveries import Deliveries
 from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, address_of, bearer, checked_uuid, origin_of
+from gateway.transports.limit_headers import limit_members
 from gateway.transports.sse import HIGH_WATER_BYTES
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class Socket:
         self._deliveries = Deliveries(self, self._edge)
         self._expiry: asyncio.TimerHandle | None = None
         self._arrival_s = 0.0
+        self._told = Told()  # of the command under way
 
     async def serve(self) -> web.WebSocketResponse:
         await self._ws.prepare(self._request)
@@ -161,6 +164,8 @@ class Socket:
     async def _take(self, frame: str) -> None:
         """Carry out one command; its failure is told in an ``error`` frame and leaves the socket open."""
         request_id: str | None = None
+        self._told = told = Told()
+        TOLD.set(told)
         try:
             self._pace()
             command = decode_command(frame)
@@ -169,8 +174,8 @@ class Socket:
         except GatewayError as error:
             if error.code is Code.COMMANDS_TOO_FAST or error.code is Code.INTERNAL:
                 raise
-            told = error.extra.pop("command_request_id", None)
-            await self._send_error(error, request_id or (told if isinstance(told, str) else None))
+            of = error.extra.pop("command_request_id", None)
+            await self._send_error(error, request_id or (of if isinstance(of, str) else None))
 
     def _check_size(self, frame: str) -> None:
         most = self._edge.rules.frame_max_bytes
@@ -219,6 +224,7 @@ class Socket:
                 idempotency_key=command.client_message_id,
                 address=address_of(self._request),
             )
+            self._deliveries.tell_limits(started.turn_id, limit_members(self._told.quotas))
             await self._ack(command.request_id, {"turn_id": started.turn_id})
         finally:
             self._deliveries.release()
@@ -313,6 +319,8 @@ class Socket:
     async def _send_error(self, error: GatewayError, request_id: str | None, **about: str) -> None:
         self._edge.metrics.error_sent(error.code)
         body = problem(error, self._request.get(REQUEST_ID))
+        if self._told.quotas and not about:
+            body["limits"] = limit_members(self._told.quotas)
         await self._send({"event": "error", "request_id": request_id, **about, "data": body})
 
     async def _send(self, frame: dict[str, Any]) -> None:

@@ -124,9 +124,9 @@ async def running(*, rate_per_s: float, h2c: bool, baseline: bool) -> AsyncItera
             "HYPERLEAP_PERSONA_ID": PERSONA_ID,
             "HYPERLEAP_BASE_URL": simulator_url,
             "GATEWAY_DATA_DIR": str(directory / "gateway"),
-            "GATEWAY_TURNS_PER_MIN_TENANT": MANY,
-            "GATEWAY_TURNS_PER_MIN_USER": MANY,
-            "GATEWAY_TURNS_PER_MIN_ADDRESS": MANY,
+            "GATEWAY_LIMITS_TENANT_REQUESTS_PER_MIN": MANY,
+            "GATEWAY_LIMITS_USER_REQUESTS_PER_MIN": MANY,
+            "GATEWAY_LIMITS_USER_CONCURRENT_TURNS": MANY,
             "GATEWAY_LOG_FORMAT": "json",
         }
         if not h2c:

@@ -17,11 +17,12 @@ from gateway.core.identity import (
     Principal,
     Tenant,
     TenantId,
-    TurnRates,
     UserHash,
     UserId,
     WorkerId,
 )
+from gateway.core.limits import SLOT_LEASE_US
+from gateway.core.plan import Plan, ScopeLimits
 from gateway.core.turn import AnswerItem, ChatReceiver, TurnId
 from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
@@ -29,6 +30,7 @@ from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
 from gateway.services.feedback import FeedbackService
 from gateway.services.following import Following
+from gateway.services.holdings import Holdings
 from gateway.services.journal import Journal
 from gateway.services.owned_turn import TurnPorts, TurnRules
 from gateway.services.peers import Peers
@@ -53,6 +55,8 @@ from gateway.telemetry.metrics import Metrics
 PATIENCE_S = 5.0  # for what must happen; reached only by a failing test
 ADDRESS = "192.0.2.1"
 PERSONA_ID, OTHER_PERSONA_ID = "p-default", "p-other"
+PLENTY = ScopeLimits(requests_per_min=10**6)
+GENEROUS = Plan(tenant=PLENTY, user=PLENTY)
 FINISH = AnswerItem(finish_reason="stop", usage=(1, 2, 3), role="assistant")
 
 
@@ -240,7 +244,8 @@ class Stage:
         answer_max_chars: int = 1_000_000,
         message_max_chars: int = 32_000,
         log_ttl_s: float = 100.0,
-        rates: TurnRates | None = None,
+        plan: Plan | None = None,
+        slot_lease_us: int = SLOT_LEASE_US,
         store_timeout_s: float = 2.0,
         call_timeout_s: float = 10.0,
         disconnect: Disconnect | None = None,
@@ -273,12 +278,14 @@ class Stage:
                 "default": Persona(alias="default", persona_id=PERSONA_ID, replacements=frozenset({"name"})),
                 "other": Persona(alias="other", persona_id=OTHER_PERSONA_ID),
             },
-            rates=rates or TurnRates(tenant_per_min=10**6, user_per_min=10**6, address_per_min=10**6),
+            plan=plan or GENEROUS,
             disconnect=disconnect or Disconnect(),
         )
         tenants = {self.tenant.id: self.tenant}
         self.metrics = Metrics({self.tenant.id: list(self.tenant.personas)})
-        admission = Admission(RedisLimiter(self.store), b"pepper", self.metrics)
+        self.limiter = RedisLimiter(self.store, slot_lease_us=slot_lease_us)
+        self.admission = admission = Admission(self.limiter, b"pepper", self.metrics)
+        self.holdings = Holdings(self.limiter, lease_us=slot_lease_us)
         self.creation_keys = RedisCreationKeys(self.store, ttl_s=100)
         self.creations = Creations(self.cache, self.creation_keys, call_timeout_s=call_timeout_s)
         self.conversations = Conversations(self.cache, self.vendor, admission, self.creations)
@@ -319,6 +326,7 @@ class Stage:
             conversations=self.conversations,
             recovery=self.recovery,
             watches=self.watches,
+            holdings=self.holdings,
         )
         self.subscriptions = Subscriptions(
             roster=self.roster,
@@ -336,6 +344,7 @@ class Stage:
         await asyncio.gather(*(reading.task for reading in self._readings), return_exceptions=True)
         await self.creations.aclose()
         await self.turns.aclose(grace_s=0)
+        await self.holdings.aclose()
         await self.inbox.aclose()
         await self.following.aclose()
         await self.watches.aclose()

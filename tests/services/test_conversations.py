@@ -9,7 +9,8 @@ import pytest
 
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import Code, GatewayError
-from gateway.core.identity import Principal, TurnRates
+from gateway.core.identity import Principal
+from gateway.core.plan import Plan, ScopeLimits
 from gateway.store.redis import Keys
 from tests.services.conftest import SetStage
 from tests.services.stage import ADDRESS, OTHER_PERSONA_ID, PERSONA_ID, Stage
@@ -70,10 +71,10 @@ async def test_create_with_a_persona_outside_the_token_is_refused(stage: Stage) 
 
 async def test_create_over_the_cap_never_reaches_the_vendor(set_stage: SetStage) -> None:
     """What is capped costs nothing."""
-    stage = set_stage(rates=TurnRates(tenant_per_min=100, user_per_min=100, address_per_min=1))
+    stage = set_stage(plan=Plan(persona=ScopeLimits(requests_per_min=1)))
     await create(stage)
     error = await refusal(create(stage))
-    assert (error.code, error.extra) == (Code.RATE_LIMITED, {"limit": "address"})
+    assert (error.code, error.extra) == (Code.RATE_LIMITED, {"limit": "persona_requests_per_min"})
     assert len(stage.vendor.created) == 1
 
 
@@ -169,7 +170,7 @@ async def test_get_while_the_vendor_is_away_is_told_and_not_remembered(stage: St
 
 async def test_get_of_guessed_ids_spends_only_the_users_own_cap(set_stage: SetStage) -> None:
     """Guessing ids is capped before it reaches the vendor's plan limit."""
-    stage = set_stage(rates=TurnRates(tenant_per_min=100, user_per_min=3, address_per_min=100))
+    stage = set_stage(plan=Plan(user=ScopeLimits(requests_per_min=3)))
     codes = [(await refusal(stage.conversations.get(stage.user(), NO_ONE))).code for _ in range(6)]
     assert codes == [Code.NOT_FOUND] * 3 + [Code.RATE_LIMITED] * 3
     assert stage.vendor.reads == 3

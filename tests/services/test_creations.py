@@ -10,7 +10,8 @@ import pytest
 
 from gateway.core.conversation import Conversation
 from gateway.core.errors import Code, GatewayError
-from gateway.core.identity import Principal, TurnRates
+from gateway.core.identity import Principal
+from gateway.core.plan import Plan, ScopeLimits
 from gateway.services import creations as creations_module
 from gateway.services.creations import RESERVED_EXTRA_S
 from gateway.store.embedded import EmbeddedValkey
@@ -164,7 +165,7 @@ async def test_create_keeps_the_key_for_its_time(stage: Stage) -> None:
 
 async def test_create_again_is_answered_when_the_cap_is_used_up(set_stage: SetStage) -> None:
     """A repeat asks nothing of the vendor, so no cap stands in its way, and it takes nothing from one."""
-    stage = set_stage(rates=TurnRates(tenant_per_min=100, user_per_min=2, address_per_min=100))
+    stage = set_stage(plan=Plan(user=ScopeLimits(requests_per_min=2)))
     created = await create(stage)
     assert [await create(stage) for _ in range(5)] == [created] * 5
     await create(stage, key="second")
@@ -174,8 +175,7 @@ async def test_create_again_is_answered_when_the_cap_is_used_up(set_stage: SetSt
 
 async def test_create_refused_by_a_cap_leaves_the_key_free(set_stage: SetStage) -> None:
     """What a limit refused may be sent again under its key, at once, also with another body."""
-    rates = TurnRates(tenant_per_min=100, user_per_min=1, address_per_min=100)
-    stage = set_stage(rates=rates)
+    stage = set_stage(plan=Plan(user=ScopeLimits(requests_per_min=1)))
     await create(stage, key="used")
     await refused(Code.RATE_LIMITED, create(stage))
     assert not await stage.store.call("EXISTS", record_key(stage))

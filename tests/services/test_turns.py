@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.errors import WIRE, Code, GatewayError
 from gateway.core.events import MessageExtra, TurnCompleted, TurnFailed, TurnStopped
-from gateway.core.identity import TurnRates
+from gateway.core.plan import Plan, ScopeLimits
 from gateway.core.turn import AnswerItem, StopReason, TurnId, TurnState
 from gateway.services import owned_turn
 from gateway.store.embedded import EmbeddedValkey
@@ -350,13 +350,13 @@ async def test_start_with_bad_input_is_refused_by_field(
 
 async def test_start_over_the_cap_is_refused_with_its_wait(set_stage: SetStage) -> None:
     """The cap on turns a minute names itself and how long to wait."""
-    stage = set_stage(rates=TurnRates(tenant_per_min=100, user_per_min=1, address_per_min=100))
+    stage = set_stage(plan=Plan(user=ScopeLimits(requests_per_min=1)))
     conversation = await stage.conversation()
     first = await stage.start(conversation, key="k")
     error = await refused(Code.RATE_LIMITED, stage.start(conversation, key="other"))
-    assert error.extra == {"limit": "user"}
+    assert error.extra == {"limit": "user_requests_per_min"}
     assert error.retry_after_s is not None
-    assert 0 < error.retry_after_s <= 60
+    assert 59 < error.retry_after_s <= 66
     repeat = await stage.start(conversation, key="k")  # starts nothing, so no cap stands in its way
     assert (repeat.turn_id, repeat.repeated) == (first.turn_id, True)
 

@@ -25,7 +25,7 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.events import Entry, TextDelta, TurnStarted
 from gateway.core.idempotency import Reservation
 from gateway.core.identity import KeyKind, KeyRecord, TenantId
-from gateway.core.limits import Limit
+from gateway.core.limits import Ask, Kind, Rule
 from gateway.core.turn import StopReason
 from gateway.store.creations import RedisCreationKeys
 from gateway.store.embedded import EmbeddedValkey
@@ -145,7 +145,7 @@ async def test_store_every_key_is_the_tenants_and_all_but_api_keys_expire(store:
     await bench.another_conversation()
     for look_up in (False, True):  # one settled, one to be looked up; the first turn is still running
         await bench.finish(await bench.turn(), Entry(2, COMPLETED), look_up=look_up)
-    await RedisLimiter(store).admit(tenant, [Limit("user", "turn:user", 5, 60.0)])
+    await RedisLimiter(store).admit(tenant, Ask("r1", [Rule("user", "rm:user", Kind.RATE, 5, 60_000_000)]))
     key = KeyRecord(id="k1234567", tenant=tenant, kind=KeyKind.SECRET, label="x", digest="d", created_at="now")
     await RedisKeys(store).add(key)
     made = {name.decode() for name in set(await store.call("KEYS", "*")) - before}
@@ -168,12 +168,12 @@ async def test_script_of_every_file_loads_under_its_digest(store: Redis, name: s
 async def test_run_after_script_flush_works_at_once(store: Redis, tenant: TenantId) -> None:
     """A server that has forgotten its scripts (a restart, a failover) is taught them anew, unseen by the caller."""
     limiter = RedisLimiter(store)
-    limits = [Limit("user", "turn:user", 100, 60.0)]
-    for _ in range(2):
-        await limiter.admit(tenant, limits)
+    rules = [Rule("user", "rm:user", Kind.RATE, 100, 60_000_000)]
+    for number in range(2):
+        await limiter.admit(tenant, Ask(f"r{number}", rules))
         await store.call("SCRIPT", "FLUSH")
-    decisions = await asyncio.gather(*(limiter.admit(tenant, limits) for _ in range(20)))
-    assert {decision.limit for decision in decisions} == {None}
+    decisions = await asyncio.gather(*(limiter.admit(tenant, Ask(f"s{number}", rules)) for number in range(20)))
+    assert {decision.refused for decision in decisions} == {None}
 
 
 async def test_call_of_one_tick_shares_a_round_trip(open_redis: OpenRedis, tenant: TenantId) -> None:

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import TenantId
-from gateway.core.limits import Limit
+from gateway.core.limits import Ask, Kind, Rule
 from gateway.store.cluster import Cluster, key_of
 from gateway.store.connections import TcpConnection
 from gateway.store.limiter import RedisLimiter
@@ -184,15 +184,16 @@ async def test_cluster_scripts_run_on_the_node_of_their_tenant(cluster: ClusterS
     """A node that does not know a script is taught it; others' nodes are not asked."""
     async with opened(cluster.url) as store:
         limiter = RedisLimiter(store)
-        for _ in range(2):
+        rule = Rule("user", "rm:user", Kind.RATE, 100, 60_000_000)
+        for turn in range(2):
             decisions = await asyncio.gather(
                 *(
-                    limiter.admit(TenantId(cluster.tenant_on(number, nth)), [Limit("user", "turn:user", 100, 60.0)])
+                    limiter.admit(TenantId(cluster.tenant_on(number, nth)), Ask(f"r{turn}", [rule]))
                     for number in range(3)
                     for nth in range(3)
                 )
             )
-            assert {decision.limit for decision in decisions} == {None}
+            assert {decision.refused for decision in decisions} == {None}
 
 
 async def test_cluster_call_that_names_no_key_is_its_senders_error(cluster: ClusterSetup) -> None:

@@ -13,7 +13,10 @@ SOON_S = 0.2
 
 TENANT = """
 [tenants.{name}]
-turns_per_min = {{ tenant = 100000, user = 100000, address = 100000 }}
+limits.tenant = {{ requests_per_min = 0 }}
+limits.user = {{ requests_per_min = 0, concurrent_turns = 0 }}
+limits.anonymous = {{ requests_per_min = 0, concurrent_turns = 0 }}
+limits.address = {{ requests_per_min = 0 }}
 disconnect = {{ {rule} }}
 [tenants.{name}.personas.default]
 persona_id = "{persona}"

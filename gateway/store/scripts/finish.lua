@@ -1,5 +1,5 @@
 -- Write a turn's last entries, end it, free its conversation, extend the cached transcript, and settle its tokens.
--- KEYS: turn, log, conversation, running turns, settlements, unsettled turns
+-- KEYS: turn, log, conversation, running turns, settlements, unsettled turns, charge (see charges.lua)
 -- ARGV: epoch, turn id, final state, log ttl s, conversation ttl s, message id or '', settlement as JSON,
 --       ms until its tokens are looked up (0: they are known), ledger ttl ms,
 --       the position that the entries follow, entry count n, n times (position, event name, data),
@@ -36,6 +36,7 @@ else
   redis.call('ZADD', KEYS[6], now_ms + tonumber(ARGV[8]), ARGV[2])
   redis.call('EXPIRE', KEYS[6], ARGV[5])  -- as long as the newest turn's record, which holds the settlement
 end
+settle_charge(KEYS[7], ARGV[2], cjson.decode(ARGV[7]), now_us())
 
 -- A transcript that has left the cache is read back from the vendor whole, never rebuilt from its end.
 -- One that was read back while the turn ran may or may not hold its answer: it goes, and is read again when needed.

@@ -1,9 +1,11 @@
 -- Undo a claim whose turn never began: nobody was told of it, and nothing was sent to the vendor.
--- KEYS: conversation, turn, log, idempotency record, running turns    ARGV: turn id
+-- KEYS: conversation, turn, log, idempotency record, running turns, charge (see charges.lua)    ARGV: turn id
 -- Returns 1 when there was such a claim, 0 when not (or its turn has gone on by now).
 local turn = redis.call('HMGET', KEYS[2], 'state', 'epoch', 'before')
+if not turn[1] then undo_charge(KEYS[6], ARGV[1], now_us()) end -- the claim came to nothing
 if turn[1] ~= 'running' or turn[2] ~= '1' or redis.call('XLEN', KEYS[3]) > 1 then return 0 end
 redis.call('DEL', KEYS[2], KEYS[3])
+undo_charge(KEYS[6], ARGV[1], now_us())
 redis.call('ZREM', KEYS[5], ARGV[1])
 local known = redis.call('GET', KEYS[4])
 if known and string.match(known, '^(%S+)') == ARGV[1] then redis.call('DEL', KEYS[4]) end
