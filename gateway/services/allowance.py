@@ -3,13 +3,15 @@
 A turn is admitted with a reservation. Its owner counts what the answer costs as it arrives, without asking anybody;
 only when less than ``LOW_TOKENS`` are left does it ask for ``CHUNK_TOKENS`` more, in a task beside the stream: about
 one call for a thousand tokens, and none for most answers. So budgets are charged before they are used, by however many
-turns at once, and the store is exact about who gets the last token. Where it gives no more, the answer goes on to the
-end of what is reserved and is cut off there; an answer to the last question may take ``SLACK_EVENTS`` to arrive.
+turns at once, and the store is exact about who gets the last token. Where it gave no more, the answer goes on to the
+end of what is reserved, which is one event beyond it at most; then it waits while the store is asked once more (others
+may have given something back by then, and a vendor that sends all at once must not be cut off for being fast).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from gateway.core.errors import GatewayError
@@ -19,7 +21,6 @@ from gateway.core.turn import CHARS_PER_TOKEN, TurnId, Usage
 
 CHUNK_TOKENS: Final = 1024
 LOW_TOKENS: Final = 256
-SLACK_EVENTS: Final = 12  # that an answer may run over while the store is asked for the last time
 
 
 class Allowance:
@@ -44,13 +45,13 @@ class Allowance:
         self._goes_on_alone = goes_on_alone
         self._chars = 0
         self._events = 0
-        self._over = 0
         self._ask_at = tokens - LOW_TOKENS
-        self._final = False  # the last answer was given when nothing was left, and gave nothing
+        self._waiting = False
         self._asking: asyncio.Task[None] | None = None
+        self.on_answer: Callable[[bool], None] = lambda _: None  # whether what waits may go on; called from the loop
 
     def spend(self, chars: int) -> bool:
-        """Count a piece of the answer; False when the turn must end now, because its budget is used up.
+        """Count a piece of the answer; False when nothing may follow it until ``on_answer`` is called.
 
         A token is taken to be four characters, or one piece where pieces are shorter.
         """
@@ -59,12 +60,10 @@ class Allowance:
         used = self._used
         if used < self._ask_at:
             return True
-        if self._asking is None and not self._final:
+        if self._asking is None:
             self._asking = asyncio.get_running_loop().create_task(self._extend())
-        if used <= self._granted:
-            return True
-        self._over += 1
-        return not self._final and (self._goes_on_alone or self._over <= SLACK_EVENTS)
+        self._waiting = used >= self._granted
+        return not self._waiting
 
     def usage(self) -> Usage:
         """Return what has been counted, for a turn whose tokens nobody tells."""
@@ -80,18 +79,20 @@ class Allowance:
         return self._prompt + max(-(-self._chars // CHARS_PER_TOKEN), self._events)
 
     async def _extend(self) -> None:
-        used, had = self._used, self._granted
-        wanted = max(had, used) + CHUNK_TOKENS
-        try:
-            granted = await self._limiter.extend(self._tenant, self._turn_id, wanted)
-        except GatewayError:
-            self._ask_at = max(used + LOW_TOKENS // 4, had)  # asked again soon, and with each piece when all is used
-            return
-        finally:
-            self._asking = None
-        self._granted = granted
-        if granted >= self._used:
-            self._over = 0
-        # What is refused before all is used may be given then: others may have given something back.
-        self._ask_at = granted - LOW_TOKENS if granted == wanted else granted
-        self._final = granted <= had <= used
+        """Ask for more; again where all was used up meanwhile and the answer is older than that."""
+        final = False
+        while not final:
+            final = self._waiting
+            wanted = max(self._granted, self._used) + CHUNK_TOKENS
+            try:
+                self._granted = await self._limiter.extend(self._tenant, self._turn_id, wanted)
+                self._ask_at = self._granted - LOW_TOKENS if self._granted == wanted else self._granted
+            except GatewayError:
+                if self._goes_on_alone:
+                    self._granted = wanted
+                self._ask_at = min(self._granted, self._used + LOW_TOKENS // 4)
+            final = final or self._used < self._granted
+        self._asking = None
+        if self._waiting:
+            self._waiting = False
+            self.on_answer(self._used < self._granted)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from itertools import dropwhile
 from typing import Any
 
 from gateway.core.errors import Code, GatewayError
@@ -46,6 +47,10 @@ class Turn(OwnedTurn):
         self._chars = 0
         self._capped = False
         self._allowance = allowance
+        if allowance is not None:
+            allowance.on_answer = self._extended
+        self._waiting: list[AnswerItem] | None = None  # what came while the store was asked for more of a budget
+        self._waited_end: tuple[GatewayError | None] | None = None
         self._announced = False
 
     # --- ChatReceiver: called from the upstream connection -------------------------------------------------------
@@ -53,28 +58,42 @@ class Turn(OwnedTurn):
     def chat_items(self, items: Sequence[AnswerItem], /) -> None:
         if self._over.done():
             return
+        if self._waiting is not None:
+            self._waiting += items
+            return
         now_s = time.monotonic()
         if self._last_item_s:
             self._gaps.observe(now_s - self._last_item_s)
         self._last_item_s = now_s
         events: list[Event] = []
-        spent = False
-        for item in items:
+        for number, item in enumerate(items, 1):
             self._take(item, events)
-            spent = self._allowance is not None and bool(item.text) and not self._allowance.spend(len(item.text or ""))
-            if self._capped or spent:
+            if self._capped:
+                break
+            if self._allowance is not None and item.text and not self._allowance.spend(len(item.text)):
+                self._waiting = list(items[number:])
                 break
         if events:
             self.live.add(events)
             self._ports.journal.touch(self._journal_entry)
         if self._capped:
             self._end_with(GatewayError(Code.ANSWER_TOO_LONG))
-        elif spent and self._finish_reason is None:
-            self.stop(StopReason.BUDGET)
 
     def chat_ended(self, error: GatewayError | None, /) -> None:
-        if not self._over.done():
+        if self._waiting is not None:
+            self._waited_end = (error,)
+        elif not self._over.done():
             self._over.set_result(error)
+
+    def _extended(self, goes_on: bool) -> None:
+        """Take what has waited for more of the budget, or end where it is used up: before the next piece of text."""
+        waiting, self._waiting = self._waiting or [], None
+        over = [] if goes_on else list(dropwhile(lambda item: not item.text, waiting))
+        self.chat_items(waiting[: len(waiting) - len(over)])
+        if over or not (goes_on or self._waited_end or self._finish_reason):
+            self.stop(StopReason.BUDGET)
+        elif self._waited_end is not None:
+            self.chat_ended(*self._waited_end)
 
     def _take(self, item: AnswerItem, events: list[Event]) -> None:
         text = item.text
