@@ -66,7 +66,7 @@ if refused == 0 then
     local kind = kinds[i]
     if kind == 's' then
       redis.call('ZADD', keys[i], text(now + tonumber(ARGV[5])), id)
-      redis.call('PEXPIRE', keys[i], text(2 * ARGV[5] / 1000))
+      redis.call('PEXPIRE', keys[i], text(ARGV[5] / 1000 + 60000)) -- an owner that stalled may still renew
       levels[i] = levels[i] + 1
     elseif kind == 'b' then
       -- It outlives its period by a day, so that a turn which began in it can still be settled.

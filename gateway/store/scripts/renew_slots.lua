@@ -13,5 +13,5 @@ for i = 3, #ARGV, 2 do
     redis.call('ZADD', key, 'XX', score, ARGV[i + 1])
   end
 end
-for i = 1, #KEYS do redis.call('PEXPIRE', KEYS[i], text(2 * ARGV[1] / 1000)) end
+for i = 1, #KEYS do redis.call('PEXPIRE', KEYS[i], text(ARGV[1] / 1000 + 60000)) end
 return now
