@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import click
 
 from gateway.store.embedded import EmbeddedError
+from tests.bench import admit as admit_bench
 from tests.bench import layouts as layouts_bench
 from tests.bench import profile as profiler
 from tests.bench import survive as survive_bench
@@ -99,6 +100,27 @@ def layouts(turns: int, seconds: float, rounds: int, json_path: Path | None) -> 
         json_path.write_bytes(report.as_json())
     if any(one.lost for one in report.publishes):
         sys.exit(1)
+
+
+@main.command()
+@click.option(
+    "--concurrency", type=click.IntRange(1, 5000), default=100, show_default=True, help="Decisions at a time."
+)
+@click.option("--seconds", type=click.FloatRange(0.1, 60), default=3.0, show_default=True, help="Of each window.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Each plan in turn, again …")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure there.")
+def admit(concurrency: int, seconds: float, rounds: int, json_path: Path | None) -> None:
+    """Decide on limits, many requests at a time, and tell what a decision costs beside a plain aiohttp handler."""
+    try:
+        with asyncio.Runner(loop_factory=fast_loop()) as runner:
+            report = runner.run(_until_terminated(admit_bench.run(concurrency, seconds, rounds)))
+    except (ProcessDied, EmbeddedError) as error:
+        raise click.ClickException(str(error)) from None
+    except asyncio.CancelledError:
+        sys.exit(143)
+    click.echo(report.table())
+    if json_path is not None:
+        json_path.write_bytes(report.as_json())
 
 
 @main.command()

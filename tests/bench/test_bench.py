@@ -120,3 +120,27 @@ async def test_turn_benchmark_prints_its_table_and_loses_nothing(tmp_path: Path)
     assert [phase["route"] for phase in document["phases"]] == ["direct", "sse"]
     assert all(phase["events"] > 0 and phase["turns"] == 5 for phase in document["phases"])
     assert (document["summary"]["lost"], document["summary"]["duplicated"], document["summary"]["faults"]) == (0, 0, 0)
+
+
+@pytest.mark.slow
+async def test_admit_benchmark_prints_its_table(tmp_path: Path) -> None:
+    """A small run ends by itself and tells a decision's cost beside a plain handler's."""
+    path = tmp_path / "figures.json"
+    options = ["--concurrency", "10", "--seconds", "0.2", "--rounds", "1", "--json", str(path)]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.bench", "admit", *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output = (await process.communicate())[0].decode()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    assert process.returncode == 0, output
+    for name in ("gateway µs", "Valkey µs", "decisions/s a core", "A plain aiohttp handler"):
+        assert name in output
+    document = json.loads(path.read_bytes())
+    assert [one["plan"] for one in document["rounds"]] == ["default", "usual", "everything"]
+    assert all(one["decisions"] > 10 and one["client_us"] > 0 for one in document["rounds"])

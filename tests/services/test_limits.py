@@ -17,7 +17,7 @@ import pytest
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import TextDelta, TurnCompleted, TurnStopped
-from gateway.core.identity import Principal
+from gateway.core.identity import Principal, TenantId
 from gateway.core.ledger import Settlement
 from gateway.core.limits import COMPLETION_UNKNOWN, SLOT_LEASE_US
 from gateway.core.plan import Plan, ScopeLimits, StoreAway, calendar
@@ -43,6 +43,10 @@ async def spent(stage: Stage, scope: str) -> int:
     """Return what a scope's budget of the month has been charged."""
     month = calendar(time.time_ns() // 1000, stage.tenant.plan.zone).month
     return int(await stage.store.call("GET", Keys(stage.tenant.id).limit(f"m:{month}:{scope}")) or 0)
+
+
+def _charges(stage: Stage) -> str:
+    return Keys(stage.tenant.id).charge("*")
 
 
 async def held(stage: Stage, scope: str = "tenant") -> int:
@@ -165,6 +169,8 @@ async def test_charged_tokens_equal_settled_tokens_over_a_thousand_random_turns(
     for one in settlements:
         by_user[one.owner] += one.total_tokens
     assert {owner: await spent(first, f"user:{owner}") for owner in by_user} == dict(by_user)
+    charges = [await first.store.call("PTTL", key) for key in await first.store.call("KEYS", _charges(first))]
+    assert 0 < max(charges) <= 600_000  # none can change any more
     assert await held(first) == 0
     assert await first.store.call("ZCARD", Keys(first.tenant.id).open_charges()) == 0
 
@@ -345,10 +351,10 @@ async def test_budget_that_suffices_costs_a_call_a_thousand_tokens(set_stage: Se
     calls = 0
     extend = stage.limiter.extend
 
-    async def counted(*arguments: object) -> int:
+    async def counted(tenant: TenantId, request_id: str, tokens: int) -> int:
         nonlocal calls
         calls += 1
-        return await extend(*arguments)  # type: ignore[arg-type]
+        return await extend(tenant, request_id, tokens)
 
     stage.limiter.extend = counted  # type: ignore[method-assign]
     conversation = await stage.conversation()

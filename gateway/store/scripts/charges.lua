@@ -59,11 +59,13 @@ local function correct(record, charge, id, tokens, now, ends)
   redis.call('SET', record, cmsgpack.pack(charge), 'KEEPTTL')
 end
 
--- Correct a turn's charge to its settlement, and keep what the next estimate is made of. Repeats charge the difference.
-local function settle_charge(record, id, settlement, now)
+-- Correct a turn's charge to its settlement, and keep what the next estimate is made of. Repeats charge the difference;
+-- after the `final` one none can come, and the charge is kept ten minutes more.
+local function settle_charge(record, id, settlement, now, final)
   local charge = find_charge(record)
   if not charge then return end
   correct(record, charge, id, math.min(math.max(0, settlement.total_tokens), 1000000000000), now, true)
+  if final then redis.call('PEXPIRE', record, 600000) end
   if settlement.source == 'estimated' then return end
   local rules, counts = charge[2], false
   for i = 1, #rules, 4 do counts = counts or rules[i] == 't' or rules[i] == 'b' end
@@ -91,6 +93,7 @@ local function undo_charge(record, id, now)
   local undone = charge[4] == 2
   charge[4] = 2
   correct(record, charge, id, 0, now, true)
+  redis.call('PEXPIRE', record, 600000)
   if undone then return 0 end
   local rules = charge[2]
   for i = 1, #rules, 4 do

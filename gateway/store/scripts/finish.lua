@@ -36,7 +36,7 @@ else
   redis.call('ZADD', KEYS[6], now_ms + tonumber(ARGV[8]), ARGV[2])
   redis.call('EXPIRE', KEYS[6], ARGV[5])  -- as long as the newest turn's record, which holds the settlement
 end
-settle_charge(KEYS[7], ARGV[2], cjson.decode(ARGV[7]), now_us())
+settle_charge(KEYS[7], ARGV[2], cjson.decode(ARGV[7]), now_us(), ARGV[8] == '0')
 
 -- A transcript that has left the cache is read back from the vendor whole, never rebuilt from its end.
 -- One that was read back while the turn ran may or may not hold its answer: it goes, and is read again when needed.

@@ -7,5 +7,5 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('XADD', KEYS[2], 'MINID', '~', now_ms - tonumber(ARGV[3]), '*', 's', ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
-settle_charge(KEYS[4], ARGV[1], cjson.decode(ARGV[2]), now_us())
+settle_charge(KEYS[4], ARGV[1], cjson.decode(ARGV[2]), now_us(), true)
 return 1

@@ -2,5 +2,5 @@
 -- KEYS: charge    ARGV: turn id, settlement as JSON
 -- Returns now in µs.
 local now = now_us()
-settle_charge(KEYS[1], ARGV[1], cjson.decode(ARGV[2]), now)
+settle_charge(KEYS[1], ARGV[1], cjson.decode(ARGV[2]), now, false)
 return now
