@@ -16,12 +16,14 @@ import pytest
 
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import TextDelta, TurnCompleted, TurnStopped
+from gateway.core.events import Claim, Heading, TextDelta, TurnCompleted, TurnStopped
 from gateway.core.identity import Principal, TenantId
 from gateway.core.ledger import Settlement
 from gateway.core.limits import COMPLETION_UNKNOWN, SLOT_LEASE_US
 from gateway.core.plan import Plan, ScopeLimits, StoreAway, calendar
 from gateway.core.turn import StopReason, TurnId, Usage
+from gateway.services import turns as turns_module
+from gateway.services.admission import TOLD, Told
 from gateway.services.allowance import CHUNK_TOKENS
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.redis import Keys
@@ -192,6 +194,40 @@ async def test_settlement_that_is_read_back_charges_the_difference(set_stage: Se
         while await spent(stage, "tenant") != 90:
             await stage.accounting.sweep(stage.tenant)
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("written", [True, False])
+async def test_turn_whose_claim_had_no_answer_is_not_charged(
+    set_stage: SetStage, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    """Whether the claim came to be or not, what the refused turn was charged comes back, and its slot at once."""
+    monkeypatch.setattr(turns_module, "RELEASE_PAUSE_S", 0.01)
+    tenant = ScopeLimits(tokens_per_month=10**6, concurrent_turns=1, requests_per_min=9)
+    plan = Plan(tenant=tenant, user=ScopeLimits())
+    stage = set_stage(plan=plan)
+    conversation = await stage.conversation()
+    claim = stage.log.claim
+
+    async def unheard(tenant: TenantId, heading: Heading) -> Claim:
+        if written:
+            await claim(tenant, heading)
+        raise GatewayError(Code.STORE_UNAVAILABLE)
+
+    async def away(*_: object) -> None:
+        raise GatewayError(Code.STORE_UNAVAILABLE)
+
+    monkeypatch.setattr(stage.log, "claim", unheard)
+    monkeypatch.setattr(stage.limiter, "undo", away)  # so it is left to the release, which is tried again for long
+    assert (await refused(stage.start(conversation))).code is Code.STORE_UNAVAILABLE
+    monkeypatch.undo()
+    async with asyncio.timeout(5):
+        while stage.turns._starting:
+            await asyncio.sleep(0.01)
+    assert (await spent(stage, "tenant"), await held(stage)) == (0, 0)
+    told = Told()
+    TOLD.set(told)
+    await stage.start(conversation)
+    assert [quota.remaining for quota in told.quotas] == [8, 0, 10**6 - 1 - COMPLETION_UNKNOWN]
 
 
 # --- slots --------------------------------------------------------------------------------------------------------

@@ -251,6 +251,19 @@ async def test_renew_of_an_ended_turn_takes_no_slot(store: Redis, tenant: Tenant
     assert (await limiter.admit(tenant, ask(slots(1)))).refused is None
 
 
+async def test_renew_after_an_outage_takes_slots_again_that_the_store_lost(store: Redis, tenant: TenantId) -> None:
+    """A failover that forgot who holds what is told by those who do."""
+    limiter = RedisLimiter(store)
+    await limiter.admit(tenant, ask(slots(1), id="one"))
+    await store.call("DEL", Keys(tenant).limit("s:user"))
+    await limiter.renew(tenant, [Slot("s:user", "one")])
+    assert await store.call("ZCARD", Keys(tenant).limit("s:user")) == 0  # no outage was seen: it has ended
+    store.note_failure()
+    await limiter.renew(tenant, [Slot("s:user", "one")])
+    assert (await limiter.admit(tenant, ask(slots(1)))).refused == slots(1)
+    assert 0 < await store.call("PTTL", Keys(tenant).limit("s:user")) <= 66_000
+
+
 async def test_sweep_gives_back_what_was_charged_for_turns_that_never_began(store: Redis, tenant: TenantId) -> None:
     """A worker that dies between charge and claim leaves no charge for long; a turn that runs keeps its own."""
     limiter = RedisLimiter(store)
