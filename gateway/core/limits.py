@@ -113,6 +113,10 @@ class Limiter(Protocol):
 
     async def admit(self, tenant: TenantId, ask: Ask) -> Decision: ...
 
+    async def check(self) -> None:
+        """Return if the store answers; for a request that no limit is asked about."""
+        ...
+
     async def extend(self, tenant: TenantId, request_id: str, tokens: int) -> int:
         """Reserve up to ``tokens`` in all for an admitted turn; return what is reserved now, all budgets heeded."""
         ...

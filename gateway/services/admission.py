@@ -164,6 +164,8 @@ class Admission:
         for _ in range(STALE_MAX):  # again where the store's day is another than was thought
             ask = self._ask(principal, table, action, address, persona, request_id, work, now_us)
             if not ask.rules:
+                if action == "create" and tenant.plan.store_away is StoreAway.CLOSED:
+                    await self._limiter.check()  # what the vendor creates must not be lost for want of a store
                 return Decision(None, 0, 0, 0, 0, ())
             try:
                 decision = await self._limiter.admit(tenant.id, ask)

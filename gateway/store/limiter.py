@@ -69,6 +69,9 @@ class RedisLimiter:
             status < 0,
         )
 
+    async def check(self) -> None:
+        await self._redis.call("PING")
+
     async def extend(self, tenant: TenantId, request_id: str, tokens: int) -> int:
         reserved, _ = await self._redis.run(EXTEND, (Keys(tenant).charge(request_id),), (request_id, tokens))
         return tokens if reserved < 0 else int(reserved)
