@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from typing import Final
 
 from aiohttp import web
 
@@ -13,21 +14,28 @@ from gateway.core.identity import WorkerId
 from gateway.secret_files import SecretKeys
 from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
-from gateway.services.auth import Auth, SessionRules, Signer
+from gateway.services.auth import Auth
 from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
 from gateway.services.feedback import FeedbackService
 from gateway.services.following import Following
 from gateway.services.holdings import Holdings
+from gateway.services.issuers import Issuers
 from gateway.services.journal import Journal
+from gateway.services.key_sets import KeySets
+from gateway.services.keys import ApiKeys
 from gateway.services.owned_turn import TurnPorts, TurnRules
 from gateway.services.peers import Peers
 from gateway.services.recovery import Recovery
 from gateway.services.rescue import RescueRules
+from gateway.services.revocations import Revocations
 from gateway.services.roster import Roster
+from gateway.services.sessions import Sessions
 from gateway.services.showing import Showing
 from gateway.services.subscriptions import Subscriptions
 from gateway.services.sweeper import Sweeper
+from gateway.services.tickets import TicketRules, Tickets
+from gateway.services.tokens import SessionRules, SessionTokens, Signer
 from gateway.services.turns import Turns
 from gateway.services.vendor_copy import AfterLoss, VendorCopies
 from gateway.services.watches import Watches
@@ -40,13 +48,18 @@ from gateway.store.inbox import Inbox
 from gateway.store.ledger import RedisLedger
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
+from gateway.store.revocations import RedisRevocations
 from gateway.store.tenants import RedisKeys
+from gateway.store.uses import RedisUses
 from gateway.telemetry.metrics import Metrics
-from gateway.transports import conversations, docs, middleware, ops, page, turns, websocket
+from gateway.transports import conversations, docs, middleware, ops, page, tickets, turns, websocket
 from gateway.transports.edge import EDGE, Edge, EdgeRules
 from gateway.upstream.client import HyperleapClient, UpstreamRules
+from gateway.upstream.key_sets import HttpKeySets
 from gateway.upstream.observer import UpstreamObserver
 from gateway.upstream.pool import PoolSettings
+
+REVOCATION_EXTRA_S: Final = 60.0  # beyond the longest token: the leeway between clocks
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +73,8 @@ class Gateway:
     redis: Redis
     upstream: HyperleapClient
     auth: Auth
+    key_sets: KeySets
+    key_set_source: HttpKeySets
     conversations: Conversations
     creations: Creations
     turns: Turns
@@ -70,6 +85,7 @@ class Gateway:
     recovery: Recovery
     sweeper: Sweeper
     inbox: Inbox
+    revocations: Revocations
     hearer: Peers
     metrics: Metrics
     edge: Edge
@@ -80,7 +96,8 @@ class Gateway:
 
     def open(self) -> None:
         """Begin to hear other workers, and to do what nobody asks for (lost turns, unsettled tokens)."""
-        self.inbox.open(self.hearer)
+        self.inbox.open(self.hearer, self.revocations)
+        self.revocations.open()
         self.sweeper.open()
 
     async def readiness(self) -> tuple[bool, dict[str, str]]:
@@ -102,10 +119,13 @@ class Gateway:
         await self.creations.aclose()
         await self.holdings.aclose()
         await self.sweeper.aclose()
+        await self.revocations.aclose()
         await self.inbox.aclose()
         await self.following.aclose()
         await self.watches.aclose()
         await self.showing.aclose()
+        await self.key_sets.aclose()
+        await self.key_set_source.aclose()
         await self.upstream.aclose()
         await self.redis.aclose()
 
@@ -137,12 +157,27 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     store = RedisConversations(redis, ttl_s=rules.conversation_ttl_s)
     limiter = RedisLimiter(redis)
     admission, holdings = Admission(limiter, secrets.pepper, metrics), Holdings(limiter)
+    inbox = Inbox(redis, worker, probe_s=rules.probe_s)
+    revocations = Revocations(
+        RedisRevocations(redis, life_s=settings.sessions.ttl_max_s + REVOCATION_EXTRA_S), hears=lambda: inbox.hears
+    )
+    uses = RedisUses(redis)
+    key_set_source = HttpKeySets()
+    key_sets = KeySets(key_set_source)
+    signer = Signer(secrets.signing_key, secrets.previous_signing_key)
     auth = Auth(
         tenants,
-        RedisKeys(redis),
+        ApiKeys(RedisKeys(redis), pepper=secrets.pepper),
+        SessionTokens(signer, uses, session_rules(settings)),
+        Tickets(signer, uses, _ticket_rules(settings)),
+        Issuers(
+            tenants,
+            key_sets,
+            life_max_s=settings.sessions.ttl_max_s,
+            token_max_bytes=settings.sessions.token_max_bytes,
+        ),
+        revocations,
         pepper=secrets.pepper,
-        signer=Signer(secrets.signing_key, secrets.previous_signing_key),
-        rules=_session_rules(settings),
     )
     creations = Creations(
         store,
@@ -172,7 +207,6 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     )
     ledger = RedisLedger(redis, ttl_s=settings.ledger.keep_s, retries_s=settings.ledger.look_up_s[1:])
     accounting = Accounting(ledger, log, store, copies, after_loss, metrics)
-    inbox = Inbox(redis, worker, probe_s=rules.probe_s)
     following = Following(log, recovery, hears=lambda: inbox.hears, lost_after_s=2 * rules.lease_s)
     roster.on_add = following.moved
     turns_service = Turns(
@@ -185,6 +219,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     )
     edge = Edge(
         auth=auth,
+        sessions=Sessions(auth),
         conversations=owned,
         feedback=FeedbackService(owned, store, upstream, admission, metrics),
         turns=turns_service,
@@ -199,11 +234,15 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         metrics=metrics,
         rules=_edge_rules(settings),
     )
+    turns_service.revoked = revocations.cover
+    revocations.on_change += [edge.end_revoked, turns_service.stop_revoked]
     gateway = Gateway(
         settings=settings,
         redis=redis,
         upstream=upstream,
         auth=auth,
+        key_sets=key_sets,
+        key_set_source=key_set_source,
         conversations=owned,
         creations=creations,
         turns=turns_service,
@@ -214,6 +253,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         recovery=recovery,
         sweeper=Sweeper(tenants, (recovery.sweep, accounting.sweep, admission.sweep), interval_s=rules.lease_s / 2),
         inbox=inbox,
+        revocations=revocations,
         hearer=Peers(roster, following, watches),
         metrics=metrics,
         edge=edge,
@@ -234,7 +274,7 @@ def public_app(edge: Edge, *, with_page: bool) -> web.Application:
     )
     app[EDGE] = edge
     app.on_response_prepare.append(middleware.prepare)
-    for door in (conversations, turns, websocket, docs):
+    for door in (conversations, turns, tickets, websocket, docs):
         app.add_routes(door.routes)
     if with_page:
         app.add_routes(page.routes)
@@ -275,7 +315,8 @@ def _pool_settings(settings: Settings) -> PoolSettings:
     )
 
 
-def _session_rules(settings: Settings) -> SessionRules:
+def session_rules(settings: Settings) -> SessionRules:
+    """Return the bounds of session tokens that are set."""
     sessions = settings.sessions
     return SessionRules(
         ttl_s=int(sessions.ttl_s),
@@ -284,6 +325,12 @@ def _session_rules(settings: Settings) -> SessionRules:
         token_max_bytes=sessions.token_max_bytes,
         visitor_ttl_s=int(sessions.visitor_ttl_s),
     )
+
+
+def _ticket_rules(settings: Settings) -> TicketRules:
+    # A turn's log begins with the turn and is kept for a while after its ending; no ticket outlives every token.
+    log_life_s = settings.upstream.turn_timeout_s + settings.turns.log_ttl_s
+    return TicketRules(stream_life_s=min(log_life_s, settings.sessions.ttl_max_s))
 
 
 def _edge_rules(settings: Settings) -> EdgeRules:

@@ -1,35 +1,28 @@
-"""The command line: ``serve``, ``demo``, ``check``, ``simulate``."""
+"""The command line: ``serve``, ``demo``, ``check``, ``keys``, ``tokens``, ``tenants``, ``simulate``."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from gateway import __version__
+from gateway.access import keys, tenants, tokens
+from gateway.commands import CONFIG, REDIS_URL, load_settings, perform
 from gateway.simulator.command import simulate
 
 if TYPE_CHECKING:
     from gateway.lifecycle import OnReady
     from gateway.settings import Settings
 
-T = TypeVar("T")
-
-CONFIG = click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="TOML file with settings (GATEWAY_CONFIG).",
-)
 PORT = click.option("--port", type=click.IntRange(0, 65535), help="Public port; 0 picks a free one.")
 INTERNAL_PORT = click.option(
     "--internal-port", type=click.IntRange(0, 65535), help="Internal port; 0 picks a free one."
 )
-REDIS_URL = click.option("--redis-url", help="Use this Redis or Valkey instead of the embedded one.")
 WORKERS = click.option(
     "--workers",
     type=click.IntRange(1, 256),
@@ -70,7 +63,7 @@ def serve(
     from gateway import lifecycle
 
     given = Given(config, os.environ, _overrides(port, internal_port, redis_url, workers))
-    settings = _load(*given)
+    settings = load_settings(*given)
 
     async def on_ready(ready: lifecycle.Ready) -> None:
         if env_file is not None:
@@ -84,7 +77,7 @@ def serve(
             click.echo(f"  secret key       {minted.secret_key}")
             click.echo(f"  publishable key  {minted.publishable_key}")
 
-    _run(_serve(settings, given, on_ready, fresh_keys=env_file is not None))
+    perform(_serve(settings, given, on_ready, fresh_keys=env_file is not None))
 
 
 @main.command()
@@ -113,7 +106,9 @@ def demo(
     # A key for the real Hyperleap that happens to be set is left alone: the demo never calls out.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("HYPERLEAP_")}
     overrides = _overrides(port, internal_port, redis_url, workers)
-    base = _load(config, environ, overrides | {"upstream.api_key": "unused", "upstream.persona_id": parts.PERSONA_ID})
+    base = load_settings(
+        config, environ, overrides | {"upstream.api_key": "unused", "upstream.persona_id": parts.PERSONA_ID}
+    )
     data_dir = base.server.data_dir / "demo"
 
     async def run() -> None:
@@ -133,14 +128,14 @@ def demo(
                 },
             )
             await _serve(
-                _load(*given),
+                load_settings(*given),
                 given,
                 lambda ready: parts.show(ready, stand_in, env_file),
                 made_secrets=True,
                 fresh_keys=True,
             )
 
-    _run(run())
+    perform(run())
 
 
 @main.command()
@@ -154,7 +149,7 @@ def check(config: Path | None, redis_url: str | None) -> None:
     from gateway import check as checks
     from gateway.app import upstream_client
 
-    settings = _load(config, os.environ, _overrides(None, None, redis_url, None))
+    settings = load_settings(config, os.environ, _overrides(None, None, redis_url, None))
     settings.tenant_values()
     console = Console(highlight=False)
     table = Table("setting", "value", title="Effective settings", title_justify="left", box=None)
@@ -173,7 +168,7 @@ def check(config: Path | None, redis_url: str | None) -> None:
         finally:
             await client.aclose()
 
-    findings = _run(run())
+    findings = perform(run())
     console.print()
     for finding in findings:
         console.print(
@@ -183,7 +178,8 @@ def check(config: Path | None, redis_url: str | None) -> None:
         sys.exit(1)
 
 
-main.add_command(simulate)
+for group in (keys, tokens, tenants, simulate):
+    main.add_command(group)
 
 
 @main.command(hidden=True)
@@ -192,7 +188,7 @@ def worker(control_fd: int) -> None:
     """One worker of ``serve --workers``, which tells it all it needs over the control line."""
     from gateway import worker as process
 
-    if not _run(process.run(control_fd)):
+    if not perform(process.run(control_fd)):
         sys.exit(1)
 
 
@@ -240,21 +236,6 @@ def _overrides(
     }
 
 
-def _load(config: Path | None, environ: Mapping[str, str], overrides: dict[str, object]) -> Settings:
-    from gateway.settings import SettingsError, load
-    from gateway.store.embedded import is_gone
-    from gateway.telemetry.logging import configure
-
-    if is_gone(environ.get("GATEWAY_REDIS_URL", "")):  # a shell that has sourced an env file may start anew
-        environ = {name: value for name, value in environ.items() if name != "GATEWAY_REDIS_URL"}
-    try:
-        settings = load(config, environ, overrides)
-        configure(settings.logging, secrets=[settings.upstream.key()])
-    except SettingsError as error:
-        raise click.ClickException(str(error)) from None
-    return settings
-
-
 def _flat(tree: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in tree.items():
@@ -265,27 +246,3 @@ def _flat(tree: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
         else:
             rows.append((prefix + name, "–" if value in (None, [], {}) else str(value)))
     return rows
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run the work on uvloop where it exists, and say in one line what ended it."""
-    from gateway.core.errors import GatewayError
-    from gateway.settings import SettingsError
-    from gateway.store.embedded import EmbeddedError
-    from gateway.supervisor import StartFailed
-
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(work)
-    except SettingsError as error:
-        raise click.ClickException(str(error)) from None
-    except (GatewayError, EmbeddedError, StartFailed, OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:  # Windows, PyPy
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop

@@ -28,7 +28,7 @@ USER_ID: Final = "demo-user"
 TOKEN_TTL_S: Final = 86_400
 UNLIMITED: Final = {  # nobody is to be kept from trying; nothing here costs money
     f"default_tenant.limits.{scope}.{limit}": 0
-    for scope in ("tenant", "user", "anonymous", "address")
+    for scope in ("tenant", "user", "anonymous", "app", "address")
     for limit in ("requests_per_min", "concurrent_turns")
 }
 
@@ -132,7 +132,7 @@ async def _conversation(ready: Ready) -> tuple[str, Conversation]:
     """Open a session and a conversation for the pasted lines, through the same services as any client."""
     auth = ready.gateway.auth
     try:
-        session = await auth.open_session(
+        session = await ready.gateway.edge.sessions.open(
             ready.keys[0].secret_key,
             None,
             user_id=USER_ID,
@@ -142,7 +142,7 @@ async def _conversation(ready: Ready) -> tuple[str, Conversation]:
             visitor_id=None,
         )
         conversation = await ready.gateway.conversations.create(
-            auth.principal(session.token, None), alias="default", replacements={}, metadata={}, address="demo"
+            await auth.principal(session.token, None), alias="default", replacements={}, metadata={}, address="demo"
         )
     except GatewayError as error:
         raise click.ClickException(f"the demo's conversation could not be opened: {error}") from None

@@ -19,7 +19,8 @@ from aiohttp import web
 
 from gateway.app import Gateway, build
 from gateway.core.errors import GatewayError
-from gateway.core.identity import KeyKind, TenantId
+from gateway.core.identity import TenantId
+from gateway.core.keys import KeyKind
 from gateway.options import normal_origin
 from gateway.secret_files import load as load_secrets
 from gateway.settings import Settings, SettingsError
@@ -137,6 +138,7 @@ async def serve(
         )
         stack.push_async_callback(gateway.aclose)
         await check_store(gateway, settings)
+        await gateway.revocations.load()
         gateway.open()
         server = settings.server
         public = await run_app(stack, gateway.public)
@@ -302,13 +304,13 @@ async def mint(gateway: Gateway, *, fresh: bool) -> list[Minted]:
     for tenant in gateway.auth.tenants:
         if fresh:
             label = ENV_FILE_LABEL
-        elif not await gateway.auth.has_key(tenant, FIRST_LABEL):
+        elif all(known.label == ENV_FILE_LABEL for known in await gateway.auth.keys.list(tenant)):
             label = FIRST_LABEL
         else:
             continue
-        secret_key = await gateway.auth.mint_key(tenant, KeyKind.SECRET, label, replace=fresh)
-        publishable_key = await gateway.auth.mint_key(tenant, KeyKind.PUBLISHABLE, label, replace=fresh)
-        minted.append(Minted(tenant=tenant, secret_key=secret_key, publishable_key=publishable_key))
+        secret = await gateway.auth.keys.mint(tenant, KeyKind.SECRET, label, replace=fresh)
+        publishable = await gateway.auth.keys.mint(tenant, KeyKind.PUBLISHABLE, label, replace=fresh)
+        minted.append(Minted(tenant=tenant, secret_key=secret.key, publishable_key=publishable.key))
     return minted
 
 

@@ -19,7 +19,8 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from gateway.core.identity import ALIAS, TENANT_ID
-from gateway.core.limits import BUDGET_MAX, LIMIT_MAX
+from gateway.core.issuers import ALGORITHMS
+from gateway.core.limits import BUDGET_MAX, CONCURRENT_TURNS_MAX, LIMIT_MAX, REQUESTS_PER_MIN_MAX
 from gateway.store_url import StoreUrl
 
 MASK = "********"
@@ -335,9 +336,9 @@ class ScopeLimitSettings(Section, frozen=True, kw_only=True):
     requests_per_s: Annotated[
         int | None, doc("Requests a second, each kind (turn, creation, read, score) by itself", ge=0, le=100_000)
     ] = None
-    requests_per_min: Annotated[int | None, doc("Requests a minute, as above", ge=0, le=6_000_000)] = None
+    requests_per_min: Annotated[int | None, doc("Requests a minute, as above", ge=0, le=REQUESTS_PER_MIN_MAX)] = None
     tokens_per_min: Annotated[int | None, doc("Tokens a minute, prompts included", ge=0, le=LIMIT_MAX)] = None
-    concurrent_turns: Annotated[int | None, doc("Turns that run at a time", ge=0, le=1_000_000)] = None
+    concurrent_turns: Annotated[int | None, doc("Turns that run at a time", ge=0, le=CONCURRENT_TURNS_MAX)] = None
     tokens_per_day: Annotated[int | None, doc("Tokens a calendar day", ge=0, le=BUDGET_MAX)] = None
     tokens_per_month: Annotated[int | None, doc("Tokens a calendar month", ge=0, le=BUDGET_MAX)] = None
 
@@ -348,6 +349,9 @@ class LimitSettings(Section, frozen=True, kw_only=True):
     tenant: Annotated[ScopeLimitSettings, doc("The whole tenant")] = ScopeLimitSettings()
     user: Annotated[ScopeLimitSettings, doc("Each user with a session of its own")] = ScopeLimitSettings()
     anonymous: Annotated[ScopeLimitSettings, doc("Each anonymous visitor")] = ScopeLimitSettings()
+    app: Annotated[
+        ScopeLimitSettings, doc("Each visitor by a key of kind `app`; of this and `anonymous` the lower holds")
+    ] = ScopeLimitSettings()
     persona: Annotated[ScopeLimitSettings, doc("Each persona")] = ScopeLimitSettings()
     address: Annotated[ScopeLimitSettings, doc("Anonymous visitors of one network (/24, /56)")] = ScopeLimitSettings()
     store_away: Annotated[
@@ -386,6 +390,34 @@ class PersonaSettings(Section, frozen=True, kw_only=True):
             raise SettingsError("replacements", "must not hold an empty name")
 
 
+class IssuerSettings(Section, frozen=True, kw_only=True):
+    """Tokens of a tenant's own that are accepted beside the gateway's: JWTs whose keys the issuer publishes (JWKS)."""
+
+    issuer: Annotated[str, doc("The `iss` claim, to the letter")]
+    audience: Annotated[str, doc("What the `aud` claim must be or hold")]
+    jwks_url: Annotated[str, doc("Where the issuer publishes its keys; `https://`, on this machine also `http://`")]
+    algorithms: Annotated[
+        tuple[Literal["RS256", "ES256", "EdDSA"], ...], doc("Signature algorithms that are accepted")
+    ] = ALGORITHMS
+    user_claim: Annotated[str, doc("The claim that is the user's id")] = "sub"
+    personas_claim: Annotated[
+        str | None, doc("The claim with persona aliases, a list or text with spaces; unset: all of the tenant's")
+    ] = None
+    leeway_s: Annotated[float, doc("How far the issuer's clock may be off", ge=0, le=60)] = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("issuer", "audience", "user_claim"):
+            if not getattr(self, name).strip():
+                raise SettingsError(name, "must not be empty")
+        if not self.algorithms:
+            raise SettingsError("algorithms", "name at least one")
+        force_setattr(self, "jwks_url", _web_url("jwks_url", self.jwks_url, ("https", "http")))
+        parts = urlsplit(self.jwks_url)
+        if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+            raise SettingsError("jwks_url", "must be https://: whoever can change the keys on their way can be anybody")
+
+
 class TenantSettings(Section, frozen=True, kw_only=True):
     """One customer of the gateway."""
 
@@ -396,6 +428,9 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
     limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
+    issuers: Annotated[dict[str, IssuerSettings], doc("Issuers of tokens of the tenant's own, by a name of yours")] = (
+        msgspec.field(default_factory=dict)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

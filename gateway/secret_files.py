@@ -63,6 +63,29 @@ def load(settings: Places, *, embedded: bool) -> SecretKeys:
     return keys
 
 
+def find(settings: Places) -> SecretKeys:
+    """Read the secrets of gateways that run, or ran: from where the settings say, or made in the data directory.
+
+    Makes none. Raises SettingsError that names what to set.
+    """
+    sessions, data_dir = settings.sessions, settings.server.data_dir
+    found: dict[str, bytes] = {}
+    for key, given, name in (
+        ("GATEWAY_PEPPER_FILE", sessions.pepper_file, PEPPER),
+        ("GATEWAY_SIGNING_KEY_FILE", sessions.signing_key_file, SIGNING_KEY),
+    ):
+        made = data_dir / name
+        if given is None and not made.exists():
+            raise SettingsError(key, f"must name the gateway's file: none was made in {data_dir} (GATEWAY_DATA_DIR)")
+        found[name] = read(given or made, key)
+    previous = sessions.previous_signing_key_file
+    return SecretKeys(
+        pepper=found[PEPPER],
+        signing_key=found[SIGNING_KEY],
+        previous_signing_key=read(previous, "GATEWAY_PREVIOUS_SIGNING_KEY_FILE") if previous is not None else None,
+    )
+
+
 def read(path: Path, key: str | None = None) -> bytes:
     """Return the secret in a file; ``key`` is the setting that an error names. Raises SettingsError."""
     key = key or str(path)

@@ -13,11 +13,13 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from gateway.core.identity import Disconnect, DisconnectPolicy, Persona, Tenant, TenantId
+from gateway.core.issuers import Issuer
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
 from gateway.options import (
     MASK,
     DefaultTenantSettings,
     DisconnectSettings,
+    IssuerSettings,
     LedgerSettings,
     LimitSettings,
     LoggingSettings,
@@ -44,6 +46,7 @@ from gateway.options import (
 __all__ = [
     "DefaultTenantSettings",
     "DisconnectSettings",
+    "IssuerSettings",
     "LedgerSettings",
     "LimitSettings",
     "LoggingSettings",
@@ -117,6 +120,13 @@ class Settings(Section, frozen=True, kw_only=True):
                 raise SettingsError(f"tenants.{tenant_id}.plan", f"there is no [plans.{plan}]")
         if not self.tenants:
             return
+        claimed: dict[tuple[str, str], str] = {}
+        for tenant_id, tenant in self.tenants.items():
+            for name, issuer in tenant.issuers.items():
+                key = f"tenants.{tenant_id}.issuers.{name}"
+                other = claimed.setdefault((issuer.issuer, issuer.audience), key)
+                if other != key:  # whose user would it be?
+                    raise SettingsError(key, f"has the issuer and the audience of {other}")
         if self.upstream.persona_id is not None:
             raise SettingsError("upstream.persona_id", "is for the default tenant, but [tenants] are written")
         for name in DefaultTenantSettings.__struct_fields__:
@@ -323,6 +333,7 @@ def _plan(own: LimitSettings, plan: LimitSettings, zone: str) -> Plan:
         tenant=scope("tenant"),
         user=scope("user"),
         anonymous=scope("anonymous"),
+        app=scope("app"),
         persona=scope("persona"),
         address=scope("address"),
         zone=time_zone(zone),
@@ -343,6 +354,18 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) 
             )
             for alias, persona in settings.personas.items()
         },
+        issuers=tuple(
+            Issuer(
+                issuer=issuer.issuer,
+                audience=issuer.audience,
+                jwks_url=issuer.jwks_url,
+                algorithms=frozenset(issuer.algorithms),
+                user_claim=issuer.user_claim,
+                personas_claim=issuer.personas_claim,
+                leeway_s=issuer.leeway_s,
+            )
+            for issuer in settings.issuers.values()
+        ),
         origins=frozenset(settings.origins),
         anonymous=settings.anonymous,
         plan=_plan(settings.limits, plan, settings.timezone),
@@ -382,6 +405,7 @@ def reference() -> str:
         "plans.<name>": LimitSettings,
         "tenants.<id>": TenantSettings,
         "tenants.<id>.personas.<alias>": PersonaSettings,
+        "tenants.<id>.issuers.<name>": IssuerSettings,
     }
     for name, table in tables.items():
         lines += ["", f"## `[{name}]`", "", (table.__doc__ or "").strip(), ""]
@@ -405,12 +429,12 @@ def _shown(default: object) -> str:
         return "`$XDG_STATE_HOME/hyperleap-gateway`"
     if default is msgspec.NODEFAULT:
         return "required"
-    if default is None or default == ():
+    if default is None or default == () or default is dict:
         return "–"
+    if isinstance(default, tuple):
+        return f"`{','.join(f'{item:g}' if isinstance(item, float) else str(item) for item in default)}`"
     if isinstance(default, float):
         return f"`{default:.10g}`"
-    if isinstance(default, tuple):
-        return f"`{','.join(f'{item:g}' for item in default)}`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 

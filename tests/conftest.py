@@ -14,7 +14,8 @@ import pytest
 from aiohttp import ClientSession, web
 
 from gateway.app import Gateway, build
-from gateway.core.identity import KeyKind, TenantId
+from gateway.core.identity import TenantId
+from gateway.core.keys import KeyKind
 from gateway.secret_files import SecretKeys
 from gateway.settings import load
 from gateway.simulator.server import Simulator, SimulatorSettings
@@ -138,6 +139,7 @@ anonymous = true
 limits.tenant = {{ requests_per_min = 0 }}
 limits.user = {{ requests_per_min = 0, concurrent_turns = 0 }}
 limits.anonymous = {{ requests_per_min = 0, concurrent_turns = 0 }}
+limits.app = {{ requests_per_min = 0, concurrent_turns = 0 }}
 limits.address = {{ requests_per_min = 0 }}
 
 [tenants.{tenant}.personas.default]
@@ -150,7 +152,7 @@ persona_id = "0c5fdd25-6fd5-4dbb-b6a4-0a8b2ab9d3a7"
 
 
 async def _key(gateway: Gateway, tenant: TenantId, kind: KeyKind) -> str:
-    return await gateway.auth.mint_key(tenant, kind, "tests", replace=False)
+    return (await gateway.auth.keys.mint(tenant, kind, "tests")).key
 
 
 async def _listen(stack: contextlib.AsyncExitStack, app: web.Application) -> str:

@@ -437,6 +437,67 @@ def test_every_field_is_documented() -> None:
     assert "|  |" not in reference()
 
 
+ISSUER = """
+[tenants.acme.issuers.login]
+issuer = "https://login.acme.example/"
+audience = "chat"
+jwks_url = "https://login.acme.example/.well-known/jwks.json"
+"""
+
+
+def test_tenant_values_hold_the_issuers(tmp_path: Path) -> None:
+    """An issuer of a tenant's own tokens comes out as written, with the documented defaults."""
+    (tenant,) = load(write(tmp_path, TENANTS + ISSUER), HOME).tenant_values().values()
+    (issuer,) = tenant.issuers
+    assert (issuer.issuer, issuer.audience) == ("https://login.acme.example/", "chat")
+    assert issuer.algorithms == {"RS256", "ES256", "EdDSA"}
+    assert (issuer.user_claim, issuer.personas_claim, issuer.leeway_s) == ("sub", None, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('jwks_url = "http://login.acme.example/keys"', "jwks_url"),
+        ('jwks_url = "http://127.0.0.1.evil.example/keys"', "jwks_url"),
+        ('jwks_url = "file:///etc/passwd"', "jwks_url"),
+        ('jwks_url = "https://user:word@login.acme.example/keys"', "jwks_url"),
+        ('algorithms = ["HS256"]', "algorithms"),
+        ('algorithms = ["none"]', "algorithms"),
+        ("algorithms = []", "algorithms"),
+        ("leeway_s = 61", "leeway_s"),
+        ("leeway_s = -1", "leeway_s"),
+        ('issuer = " "', "issuer"),
+        ('audience = ""', "audience"),
+        ('user_claim = ""', "user_claim"),
+        ('secret = "x"', "secret"),
+    ],
+)
+def test_issuer_that_cannot_be_trusted_is_refused_by_field(tmp_path: Path, line: str, key: str) -> None:
+    """Keys come over TLS (but from this machine), algorithms are asymmetric, and the error names tenant and issuer."""
+    name = line.split(" ")[0]
+    lines = [known for known in ISSUER.splitlines() if not known.startswith(f"{name} ")]
+    error = refused(write(tmp_path, TENANTS + "\n".join([*lines, line])))
+    assert error.key.startswith(f"tenants.acme.issuers.login.{key}")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9000", "localhost", "[::1]:9000"])
+def test_issuer_on_this_machine_needs_no_tls(tmp_path: Path, host: str) -> None:
+    """For development an issuer may run beside the gateway."""
+    text = ISSUER.replace("https://login.acme.example/.well", f"http://{host}/.well")
+    assert load(write(tmp_path, TENANTS + text), HOME).tenant_values()
+
+
+def test_issuer_of_two_tenants_with_one_audience_is_refused(tmp_path: Path) -> None:
+    """Whose user would it be?"""
+    other = TENANTS.replace("acme", "shop").replace("Chat.ACME", "chat.shop") + ISSUER.replace(
+        "tenants.acme", "tenants.shop"
+    )
+    error = refused(write(tmp_path, TENANTS + ISSUER + other))
+    assert error.key == "tenants.shop.issuers.login"
+    assert "tenants.acme.issuers.login" in error.message
+    assert load(write(tmp_path, TENANTS + ISSUER + other.replace('"chat"', '"shop"')), HOME)
+
+
 def test_reference_page_is_current() -> None:
     """docs/settings.md is what the code says: `python -m gateway.settings > gateway/docs/settings.md`."""
     page = Path(settings_module.__file__).parent / "docs" / "settings.md"

@@ -19,6 +19,9 @@ class Code(StrEnum):
     CREDENTIAL_MISSING = "credential_missing"
     CREDENTIAL_INVALID = "credential_invalid"
     TOKEN_EXPIRED = "token_expired"
+    REVOKED = "revoked"
+    CREDENTIAL_USED = "credential_used"
+    ISSUER_UNAVAILABLE = "issuer_unavailable"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     ANONYMOUS_DISABLED = "anonymous_disabled"
     FORBIDDEN = "forbidden"
@@ -88,6 +91,9 @@ WIRE: dict[Code, Wire] = {
     Code.CREDENTIAL_MISSING: Wire(401, "A credential is required", ws_close=4503),
     Code.CREDENTIAL_INVALID: Wire(401, "The credential is not valid", ws_close=4503),
     Code.TOKEN_EXPIRED: Wire(401, "The session token has expired", retryable=True, ws_close=4401),
+    Code.REVOKED: Wire(401, "The credential was revoked", ws_close=4503),
+    Code.CREDENTIAL_USED: Wire(401, "The credential has had its one use", retryable=True, ws_close=4401),
+    Code.ISSUER_UNAVAILABLE: Wire(503, "The keys of the token's issuer cannot be read", retryable=True, ws_close=1013),
     Code.ORIGIN_NOT_ALLOWED: Wire(403, "This origin may not use the gateway", ws_close=4504),
     Code.ANONYMOUS_DISABLED: Wire(403, "Anonymous sessions are switched off", ws_close=4504),
     Code.FORBIDDEN: Wire(403, "The credential does not allow this", ws_close=4504),

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, NewType, Protocol
+from typing import NewType
 
-from gateway.core.plan import Plan
+from gateway.core.issuers import Issuer
+from gateway.core.plan import Plan, ScopeLimits
 
 TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
@@ -18,16 +19,6 @@ WorkerId = NewType("WorkerId", str)  # one process of the gateway; never used ag
 TENANT_ID = re.compile(r"[a-z0-9-]{1,32}")
 ALIAS = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 USER_ID_MAX_CHARS = 256
-
-
-class KeyKind(StrEnum):
-    """What a long-lived key may do."""
-
-    SECRET = "secret"  # server to server: mints session tokens
-    PUBLISHABLE = "publishable"  # in a browser, from a listed origin: opens anonymous sessions
-
-
-KEY_PREFIX = {KeyKind.SECRET: "hgs_", KeyKind.PUBLISHABLE: "hgp_"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +65,7 @@ class Tenant:
     anonymous: bool = False
     plan: Plan = field(default_factory=Plan)
     disconnect: Disconnect = field(default_factory=Disconnect)
+    issuers: tuple[Issuer, ...] = ()  # whose tokens are accepted beside the gateway's own
 
     def persona_named(self, persona_id: str | None) -> str | None:
         """Return the alias under which this tenant lists a vendor persona id, or None."""
@@ -85,10 +77,15 @@ class Principal:
     """A user of a tenant, proved by a session token. Every ownership check compares ``tenant.id`` and ``user_hash``."""
 
     tenant: Tenant
-    user_id: UserId
+    user_id: UserId | None  # None where only the hash is known (a ticket)
     user_hash: UserHash
     expires_at_s: float  # Unix time; a socket outlives no token
+    issued_at_s: float = 0.0  # Unix time
+    token_id: str | None = None
+    key_id: str | None = None  # of the key that opened the session
     anonymous: bool = False
+    app: bool = False  # anonymous, by a key of kind ``app``
+    limits: ScopeLimits | None = None  # of the session's own; of these and the plan's the lower holds
     personas: frozenset[str] | None = None  # None: all of the tenant's
     origins: frozenset[str] | None = None  # None: all of the tenant's
 
@@ -96,48 +93,3 @@ class Principal:
     def external_user_id(self) -> str:
         """How the vendor knows this user (``externalUserId``)."""
         return f"{self.tenant.id}:{self.user_hash}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRecord:
-    """What is stored of a long-lived key. ``digest`` is HMAC-SHA256 of the secret under the pepper, in hex."""
-
-    id: str
-    tenant: TenantId
-    kind: KeyKind
-    label: str
-    digest: str
-    created_at: str
-
-
-class ParsedKey(NamedTuple):
-    """A key as a client shows it, ``hgs_<tenant>.<id>.<secret>``, taken apart but not yet proved."""
-
-    kind: KeyKind
-    tenant: TenantId
-    id: str
-    secret: str
-
-
-_KEY = re.compile(r"(hgs|hgp)_([a-z0-9-]{1,32})\.([a-z0-9]{8,32})\.([A-Za-z0-9_-]{32,64})", re.ASCII)
-
-
-def parse_key(value: str) -> ParsedKey | None:
-    """Take a key apart; None when it does not look like one."""
-    match = _KEY.fullmatch(value)
-    if match is None:
-        return None
-    kind = KeyKind.SECRET if match[1] == "hgs" else KeyKind.PUBLISHABLE
-    return ParsedKey(kind, TenantId(match[2]), match[3], match[4])
-
-
-class KeyStore(Protocol):
-    """Where tenants' keys are kept. Raises GatewayError(store_unavailable)."""
-
-    async def add(self, record: KeyRecord) -> None: ...
-
-    async def find(self, tenant: TenantId, key_id: str) -> KeyRecord | None: ...
-
-    async def list(self, tenant: TenantId) -> list[KeyRecord]: ...
-
-    async def remove(self, tenant: TenantId, key_id: str) -> None: ...

@@ -20,6 +20,8 @@ from gateway.core.identity import TenantId
 
 ROUNDING_S: Final = 1e-6  # a wait below this is an interval that is no exact number, not a request too many
 US_PER_S: Final = 1_000_000
+REQUESTS_PER_MIN_MAX: Final = 6_000_000
+CONCURRENT_TURNS_MAX: Final = 1_000_000
 LIMIT_MAX: Final = 100_000_000  # of rates and tokens a minute: limit times period must fit a double's 53 bits
 LEVEL_MAX: Final = 8 * 10**15  # of a bucket, however absurd the tokens that a vendor tells
 BUDGET_MAX: Final = 10**15

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
+
+Scope = Literal["tenant", "user", "anonymous", "app", "persona", "address"]
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 
 class StoreAway(StrEnum):
@@ -26,22 +29,34 @@ class ScopeLimits:
     tokens_per_day: int = 0
     tokens_per_month: int = 0
 
+    def tightened(self, other: ScopeLimits) -> ScopeLimits:
+        """Return of each limit the lower; where one of the two has none, the other's holds."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.__slots__}
+        return ScopeLimits(**{name: min(pair) or max(pair) for name, pair in pairs.items()})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """All limits of a tenant. ``anonymous`` holds for visitors in the place of ``user``; ``address`` for them alone.
 
+    Visitors by a key of kind ``app`` have the lower of ``app`` and ``anonymous``, see ``of``.
     ``away_share`` of each limit is what one worker grants by itself under ``StoreAway.OPEN``.
     """
 
     tenant: ScopeLimits = field(default_factory=lambda: ScopeLimits(requests_per_min=6000))
     user: ScopeLimits = field(default_factory=lambda: ScopeLimits(requests_per_min=60, concurrent_turns=20))
     anonymous: ScopeLimits = field(default_factory=lambda: ScopeLimits(requests_per_min=30, concurrent_turns=4))
+    app: ScopeLimits = field(default_factory=lambda: ScopeLimits(requests_per_min=10, concurrent_turns=2))
     persona: ScopeLimits = field(default_factory=ScopeLimits)
     address: ScopeLimits = field(default_factory=lambda: ScopeLimits(requests_per_min=600))
     zone: tzinfo = UTC
     store_away: StoreAway = StoreAway.CLOSED
     away_share: float = 0.25
+
+    def of(self, scope: Scope) -> ScopeLimits:
+        """Return the limits that hold in a scope."""
+        limits: ScopeLimits = getattr(self, scope)
+        return limits.tightened(self.anonymous) if scope == "app" else limits
 
 
 class Calendar(NamedTuple):

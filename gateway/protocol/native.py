@@ -100,14 +100,34 @@ def problem(error: GatewayError, request_id: str | None) -> dict[str, Any]:
 # --- request bodies -----------------------------------------------------------------------------------------------
 
 
+class SessionLimits(msgspec.Struct, forbid_unknown_fields=True):
+    """What a session may do, at most as much as its tenant lets a user do."""
+
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    concurrent_turns: int | None = None
+
+    def given(self) -> dict[str, int]:
+        """Return those that are given, by name."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+
+
 class OpenSession(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /v1/sessions. With a secret key ``user_id`` is needed; with a publishable key it may not be given."""
+    """POST /v1/sessions. A secret key needs ``user_id``; a publishable one takes ``ttl_s`` and ``visitor_id``."""
 
     user_id: str | None = None
     ttl_s: int | None = None
     personas: list[str] | None = None
     origins: list[str] | None = None
+    limits: SessionLimits | None = None
+    single_use: bool | None = None
     visitor_id: str | None = None
+
+
+class TakeTicket(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/tickets. ``path`` is that of an event stream or of the WebSocket, without a query."""
+
+    path: str
 
 
 class CreateConversation(msgspec.Struct, forbid_unknown_fields=True):

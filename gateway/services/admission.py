@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from gateway.core.addresses import prefix_of
@@ -20,7 +21,7 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import Principal, Tenant, TenantId
 from gateway.core.limit_books import Books
 from gateway.core.limits import US_PER_S, Ask, Decision, Kind, Limiter, Quota, Rule, Slot, Work
-from gateway.core.plan import Calendar, Plan, ScopeLimits, StoreAway, calendar
+from gateway.core.plan import SCOPES, Calendar, Plan, Scope, ScopeLimits, StoreAway, calendar
 from gateway.core.turn import CHARS_PER_TOKEN, TurnId
 from gateway.services.allowance import Allowance
 from gateway.telemetry.logging import throttled
@@ -72,16 +73,20 @@ class _Row(NamedTuple):
     monthly: bool = False
 
 
+_Rows = tuple[_Row, ...]
+
+
 class _Table(NamedTuple):
     """A plan as rows by scope, for turns and for other requests."""
 
     plan: Plan
-    turn: tuple[tuple[_Row, ...], ...]
-    other: tuple[tuple[_Row, ...], ...]
+    turn: dict[Scope, _Rows]
+    other: dict[Scope, _Rows]
     budgeted: bool
 
 
-SCOPES: Final = ("tenant", "user", "anonymous", "persona", "address")
+OWN_MAX: Final = 1024  # different limits of sessions that are kept as rows
+SUBJECTS: Final = {"anonymous": "visitor", "app": "visitor"}  # what a scope is called, where not by its name
 
 
 class Admission:
@@ -194,9 +199,10 @@ class Admission:
         # Never earlier than told, and spread: else all who were refused together come back together.
         jitter_s = random.uniform(0, min(JITTER_MAX_S, max(JITTER_MIN_S, wait_s * JITTER_SHARE)))  # noqa: S311
         scope = rule.name.partition("_")[0]
+        subject = SUBJECTS.get(scope, scope)
         return GatewayError(
             Code.RATE_LIMITED,
-            f"The limit of this {scope} on {WORDS[rule.kind]} is used up; try again later.",
+            f"The limit of this {subject} on {WORDS[rule.kind]} is used up; try again later.",
             retry_after_s=wait_s + jitter_s,
             extra={"limit": rule.name},
         )
@@ -221,22 +227,26 @@ class Admission:
         work: Work | None,
         now_us: int | None,
     ) -> Ask:
-        tenants, users, visitors, personas, addresses = table.other if work is None else table.turn
-        whom = [(tenants, "tenant"), (visitors if principal.anonymous else users, f"user:{principal.user_hash}")]
-        if persona is not None and personas:
-            whom.append((personas, f"persona:{persona}"))
-        if principal.anonymous and address is not None and addresses:
-            whom.append((addresses, f"addr:{self._hash(prefix_of(address))}"))
+        rows_of = table.other if work is None else table.turn
+        scope: Scope = "user" if not principal.anonymous else "app" if principal.app else "anonymous"
+        own = rows_of[scope]
+        if principal.limits is not None:
+            own = _tightened(scope, table.plan.of(scope), principal.limits, work is not None)
+        whom = [(rows_of["tenant"], "tenant"), (own, f"user:{principal.user_hash}")]
+        if persona is not None and rows_of["persona"]:
+            whom.append((rows_of["persona"], f"persona:{persona}"))
+        if principal.anonymous and address is not None and rows_of["address"]:
+            whom.append((rows_of["address"], f"addr:{self._hash(prefix_of(address))}"))
         today = self._today(principal.tenant, now_us) if work is not None and table.budgeted else None
         rules: list[Rule] = []
-        for rows, scope in whom:
+        for rows, who in whom:
             for name, key, kind, limit, period_us, monthly in rows:
                 if kind is Kind.RATE:
                     key = f"{key}:{action}"
                 elif today is not None and kind is Kind.BUDGET:
                     date, period_us = (today.month, today.month_ends_us) if monthly else (today.day, today.day_ends_us)
                     key = f"{key}:{date}"
-                rules.append(Rule(name, f"{key}:{scope}", kind, limit, period_us))
+                rules.append(Rule(name, f"{key}:{who}", kind, limit, period_us))
         if today is None:
             return Ask(request_id, rules, work)
         return Ask(request_id, rules, work, today.day_begins_us, today.day_ends_us)
@@ -253,12 +263,23 @@ class Admission:
 
 
 def _table(plan: Plan) -> _Table:
-    turn = tuple(_rows(scope, getattr(plan, scope)) for scope in SCOPES)
-    other = tuple(tuple(row for row in rows if row.kind is Kind.RATE) for rows in turn)
-    return _Table(plan, turn, other, any(row.kind is Kind.BUDGET for rows in turn for row in rows))
+    turn = {scope: _rows(scope, plan.of(scope)) for scope in SCOPES}
+    other = {scope: _rates(rows) for scope, rows in turn.items()}
+    return _Table(plan, turn, other, any(row.kind is Kind.BUDGET for rows in turn.values() for row in rows))
 
 
-def _rows(scope: str, limits: ScopeLimits) -> tuple[_Row, ...]:
+@lru_cache(maxsize=OWN_MAX)
+def _tightened(scope: Scope, limits: ScopeLimits, own: ScopeLimits, for_turn: bool) -> _Rows:
+    """Return the rows of a principal that has limits of its own; those of budgets are the plan's."""
+    rows = _rows(scope, limits.tightened(own))
+    return rows if for_turn else _rates(rows)
+
+
+def _rates(rows: _Rows) -> _Rows:
+    return tuple(row for row in rows if row.kind is Kind.RATE)
+
+
+def _rows(scope: Scope, limits: ScopeLimits) -> _Rows:
     rows = (
         _Row(f"{scope}_requests_per_s", "rs", Kind.RATE, limits.requests_per_s, US_PER_S),
         _Row(f"{scope}_requests_per_min", "rm", Kind.RATE, limits.requests_per_min, 60 * US_PER_S),

@@ -8,3 +8,8 @@ from datetime import UTC, datetime
 def timestamp() -> str:
     """Return the current time in ISO 8601 with milliseconds and ``Z``."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def iso(at_s: float) -> str:
+    """Return a Unix time in ISO 8601 to the second, with ``Z``."""
+    return datetime.fromtimestamp(int(at_s), UTC).isoformat().replace("+00:00", "Z")

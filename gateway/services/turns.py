@@ -11,8 +11,9 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -21,6 +22,7 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.events import Claim, Heading
 from gateway.core.idempotency import checked_key
 from gateway.core.identity import Principal, TenantId
+from gateway.core.revocation import Holder
 from gateway.core.turn import StopReason, TurnId, TurnState
 from gateway.services.admission import Admission, Admitted
 from gateway.services.clock import timestamp
@@ -73,6 +75,8 @@ class Turns:
         self._holdings = holdings
         self._starting: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._holders: WeakKeyDictionary[OwnedTurn, Holder] = WeakKeyDictionary()
+        self.revoked: Callable[[Holder], bool] = lambda _: False  # whether what somebody holds was taken back
 
     async def start(
         self,
@@ -143,6 +147,16 @@ class Turns:
                 raise GatewayError(Code.NOT_FOUND)
             turn.stop(reason)
         return TurnState.STOPPING
+
+    def stop_revoked(self) -> None:
+        """Stop the turns of this worker whose user has lost access.
+
+        By what token a turn was started is known where it was started; of a turn that was taken over from a lost
+        worker only whose it is.
+        """
+        for turn in self._roster.all():
+            if self.revoked(self._holders.get(turn) or Holder(turn.tenant.id, turn.heading.owner)):
+                turn.stop(StopReason.REVOKED)
 
     @property
     def running(self) -> int:
@@ -235,6 +249,7 @@ class Turns:
         turn = Turn(
             self._ports, tenant, heading, allowance=self._admission.allowance(tenant, heading.turn_id, admitted)
         )
+        holder = self._holders[turn] = Holder.of(principal)
         self._metrics.turn_started(tenant.id, heading.persona)
         log_event(
             logger,
@@ -248,6 +263,8 @@ class Turns:
         )
         task = self._roster.add(turn)
         task.add_done_callback(lambda _: self._holdings.drop(tenant.id, turn.turn_id))
+        if self.revoked(holder):  # meanwhile
+            turn.stop(StopReason.REVOKED)
         self._watches.began(tenant.id, heading.conversation_id, turn.turn_id, heading.owner)
         return Started(turn.turn_id, claim.ordinal, False)
 

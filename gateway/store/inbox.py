@@ -21,9 +21,10 @@ from gateway.core.conversation import ConversationId
 from gateway.core.errors import GatewayError
 from gateway.core.events import Entry, Hearer, Shown
 from gateway.core.identity import TenantId, UserHash, WorkerId
+from gateway.core.revocation import Revocation, RevocationHearer, Revoked
 from gateway.core.turn import StopReason, TurnId
 from gateway.protocol.native import decode_event, encode_data
-from gateway.store.redis import INBOX, Redis
+from gateway.store.redis import ALL, INBOX, Redis
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
 
@@ -59,7 +60,7 @@ def decode_shown(message: bytes) -> list[Shown]:
 
 
 class Inbox:
-    """This worker's channel. ``open`` it once, ``aclose`` it at the end; in between it mends itself.
+    """This worker's channel, and that of all workers. ``open`` it once, ``aclose`` it at the end; it mends itself.
 
     Every ``probe_s`` it sends itself a message through the connection of commands. One that does not come back means
     a server that is up but deaf (a subscription lost in a failover): the inbox subscribes anew, and says ``deaf``
@@ -71,14 +72,16 @@ class Inbox:
         self._channel = INBOX + worker
         self._probe_s = probe_s
         self._hearer: Hearer
+        self._revocations: RevocationHearer | None = None
         self._task: asyncio.Task[None] | None = None
         self._probe = b""
         self.hears = False
         self._cut = self._closing = False
 
-    def open(self, hearer: Hearer) -> None:
+    def open(self, hearer: Hearer, revocations: RevocationHearer | None = None) -> None:
         """Begin to listen, in a task."""
         self._hearer = hearer
+        self._revocations = revocations
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
@@ -95,7 +98,7 @@ class Inbox:
         while not self._closing:
             pubsub = self._redis.pubsub()
             try:
-                await pubsub.subscribe(self._channel)
+                await pubsub.subscribe(self._channel, ALL)
                 await self._listen(pubsub)
             except (RedisError, OSError, TimeoutError) as error:
                 self._redis.note_failure()
@@ -157,6 +160,8 @@ class Inbox:
                             log_event(logger, logging.INFO, "inbox.hears")
                             if self._cut:
                                 self._hearer.heard_again()
+                            if self._revocations is not None:
+                                self._revocations.heard()
                 case "stop", [str(turn_id), str(reason)]:
                     self._hearer.stop_asked(TurnId(turn_id), StopReason(reason))
                 case "followers", [str(turn_id), str(workers)]:
@@ -165,6 +170,13 @@ class Inbox:
                     self._hearer.turn_began(
                         TenantId(tenant), ConversationId(conversation_id), TurnId(turn_id), UserHash(owner)
                     )
+                case "revoked", [str(what), str(tenant), str(id_), str(at_s), str(until_s)]:
+                    if self._revocations is not None:
+                        revocation = Revocation(Revoked(what), TenantId(tenant), id_, float(at_s), float(until_s))
+                        self._revocations.revoked(revocation)
+                case "lifted", [str(tenant)]:
+                    if self._revocations is not None:
+                        self._revocations.lifted(TenantId(tenant))
                 case _:
                     throttled(logger, "inbox.misunderstood", kind=str(kind)[:32])
         except (msgspec.DecodeError, KeyError, ValueError, RecursionError) as error:

@@ -34,6 +34,7 @@ CallObserver = Callable[[float, int, bool], None]  # seconds, commands, failed
 logger = logging.getLogger(__name__)
 
 INBOX: Final = "hg:{_sys}:inbox:"  # and a worker's id: the channel on which it is told things
+ALL: Final = "hg:{_sys}:all"  # the channel on which all workers are told things
 PING: Final = pack_command(("PING",))
 HOPS_MAX: Final = 5  # redirections that a command of a Cluster follows
 
@@ -89,6 +90,9 @@ class Keys:
 
     def open_charges(self) -> str:
         return f"{self.prefix}lim:open"
+
+    def used(self, id_: str) -> str:
+        return f"{self.prefix}used:{id_}"
 
     def api_key(self, key_id: str) -> str:
         return f"{self.prefix}key:{key_id}"

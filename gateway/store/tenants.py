@@ -1,9 +1,16 @@
-"""Tenants' long-lived keys: kept as keyed hashes, listed under their tenant, replaced by label."""
+"""Tenants' long-lived keys: kept as keyed hashes, listed under their tenant."""
 
 from __future__ import annotations
 
-from gateway.core.identity import KeyKind, KeyRecord, TenantId
-from gateway.store.redis import Keys, Redis, fields, text
+import asyncio
+from typing import Final
+
+from gateway.core.identity import TenantId
+from gateway.core.keys import KeyKind, KeyRecord
+from gateway.store.redis import Argument, Keys, Redis, Script, fields, text
+
+END_KEY: Final = Script("end_key")
+KEPT_S: Final = 30 * 86_400  # a key that has ended is listed this long
 
 
 class RedisKeys:
@@ -14,11 +21,14 @@ class RedisKeys:
 
     async def add(self, record: KeyRecord) -> None:
         keys = Keys(record.tenant)
-        await self._redis.call(
-            "HSET",
-            keys.api_key(record.id),
-            *("kind", record.kind, "label", record.label, "digest", record.digest, "created_at", record.created_at),
-        )
+        key = keys.api_key(record.id)
+        values: list[Argument] = ["kind", record.kind, "label", record.label, "digest", record.digest]
+        values += ["created_at", record.created_at, "ending", record.ending]
+        if record.expires_at_s is not None:
+            values += ["expires_at", record.expires_at_s]
+        await self._redis.call("HSET", key, *values)
+        if record.expires_at_s is not None:
+            await self._redis.call("EXPIREAT", key, int(record.expires_at_s) + KEPT_S)
         await self._redis.call("SADD", keys.api_keys(), record.id)
 
     async def find(self, tenant: TenantId, key_id: str) -> KeyRecord | None:
@@ -32,14 +42,34 @@ class RedisKeys:
             label=values["label"].decode(),
             digest=values["digest"].decode(),
             created_at=values["created_at"].decode(),
+            ending=values.get("ending", b"").decode(),
+            expires_at_s=_seconds(values.get("expires_at")),
+            revoked_at_s=_seconds(values.get("revoked_at")),
         )
 
     async def list(self, tenant: TenantId) -> list[KeyRecord]:
-        ids = sorted(text(member) or "" for member in await self._redis.call("SMEMBERS", Keys(tenant).api_keys()))
-        found = [await self.find(tenant, key_id) for key_id in ids]
+        keys = Keys(tenant)
+        ids = sorted(text(member) or "" for member in await self._redis.call("SMEMBERS", keys.api_keys()))
+        found = await asyncio.gather(*(self.find(tenant, key_id) for key_id in ids))
+        if forgotten := [key_id for key_id, record in zip(ids, found, strict=True) if record is None]:
+            await self._redis.call("SREM", keys.api_keys(), *forgotten)
         return [record for record in found if record is not None]
+
+    async def expire(self, tenant: TenantId, key_id: str, at_s: float) -> bool:
+        return await self._end(tenant, key_id, "expires_at", at_s)
+
+    async def revoke(self, tenant: TenantId, key_id: str, at_s: float) -> bool:
+        return await self._end(tenant, key_id, "revoked_at", at_s)
 
     async def remove(self, tenant: TenantId, key_id: str) -> None:
         keys = Keys(tenant)
         await self._redis.call("DEL", keys.api_key(key_id))
         await self._redis.call("SREM", keys.api_keys(), key_id)
+
+    async def _end(self, tenant: TenantId, key_id: str, field: str, at_s: float) -> bool:
+        arguments = (field, at_s, int(at_s) + KEPT_S)
+        return bool(await self._redis.run(END_KEY, (Keys(tenant).api_key(key_id),), arguments))
+
+
+def _seconds(value: bytes | None) -> float | None:
+    return float(value) if value is not None else None

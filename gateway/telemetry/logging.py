@@ -35,7 +35,7 @@ STRANGERS_WORDS = ("aiohttp.http_exceptions",)
 
 _CREDENTIALS = re.compile(
     r"""
-    (?P<token>\bhg[spvt]_)[A-Za-z0-9._~+/=-]+              # our own keys, tokens and visitor ids
+    (?P<token>\bhg[spvtk]_)[A-Za-z0-9._~+/=-]+              # our own keys, tokens, visitor ids, tickets
     | (?P<header>(?:x-hl-api-key|(?:proxy-)?authorization|sec-websocket-protocol|(?:set-)?cookie)
         [\\"']{0,2}\s*[:=,]\s*(?:b(?=["'\\]))?[\\"']{0,2}(?:(?:bearer|basic)\s+)?)[^\s"',;)}\]\\]+
     | (?P<scheme>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}

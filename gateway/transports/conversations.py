@@ -26,7 +26,7 @@ routes = web.RouteTableDef()
 async def open_session(request: web.Request) -> web.Response:
     credential = bearer(request)
     body = await read_body(request, OpenSession)
-    session = await request.app[EDGE].auth.open_session(
+    session = await request.app[EDGE].sessions.open(
         credential,
         origin_of(request),
         user_id=body.user_id,
@@ -34,8 +34,15 @@ async def open_session(request: web.Request) -> web.Response:
         personas=body.personas,
         origins=body.origins,
         visitor_id=body.visitor_id,
+        limits=body.limits.given() if body.limits is not None else None,
+        single_use=body.single_use,
     )
-    answer = {"token": session.token, "expires_at": session.expires_at, "user_id": session.user_id}
+    answer = {
+        "token": session.token,
+        "token_id": session.token_id,
+        "expires_at": session.expires_at,
+        "user_id": session.user_id,
+    }
     if session.visitor_id is not None:
         answer["visitor_id"] = session.visitor_id
     return json_answer(answer, status=201)
@@ -44,7 +51,7 @@ async def open_session(request: web.Request) -> web.Response:
 @routes.post("/v1/conversations")
 async def create(request: web.Request) -> web.Response:
     """Create a conversation; a repeat with the same ``Idempotency-Key`` gets the first one's answer, 201 included."""
-    principal = principal_of(request)
+    principal = await principal_of(request)
     body = await read_body(request, CreateConversation)
     conversation = await request.app[EDGE].conversations.create(
         principal,
@@ -60,7 +67,7 @@ async def create(request: web.Request) -> web.Response:
 
 @routes.get("/v1/conversations")
 async def list_(request: web.Request) -> web.Response:
-    principal = principal_of(request)
+    principal = await principal_of(request)
     limit = request.query.get("limit", str(PAGE_MAX))
     if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= PAGE_MAX):
         raise GatewayError(Code.INVALID_VALUE, f"limit lies between 1 and {PAGE_MAX}.", field="limit")
@@ -73,7 +80,7 @@ async def list_(request: web.Request) -> web.Response:
 
 @routes.get("/v1/conversations/{conversation_id}")
 async def get(request: web.Request) -> web.Response:
-    principal = principal_of(request)
+    principal = await principal_of(request)
     edge = request.app[EDGE]
     conversation_id = conversation_id_of(request)
     conversation = await edge.conversations.get(principal, conversation_id)
@@ -84,7 +91,7 @@ async def get(request: web.Request) -> web.Response:
 
 @routes.put("/v1/conversations/{conversation_id}/messages/{message_id}/feedback")
 async def give_feedback(request: web.Request) -> web.Response:
-    principal = principal_of(request)
+    principal = await principal_of(request)
     conversation_id, message_id = conversation_id_of(request), message_id_of(request)
     body = await read_body(request, GiveFeedback)
     feedback = await request.app[EDGE].feedback.give(

@@ -20,6 +20,7 @@ from gateway.protocol.native import decode_body, encode_json
 from gateway.services.auth import Auth
 from gateway.services.conversations import Conversations
 from gateway.services.feedback import FeedbackService
+from gateway.services.sessions import Sessions
 from gateway.services.subscriptions import Subscriptions
 from gateway.services.turns import Turns
 from gateway.services.watches import Watches
@@ -61,12 +62,22 @@ class Closable(Protocol):
         """End the connection when the gateway shuts down."""
         ...
 
+    @property
+    def principal(self) -> Principal | None:
+        """Whose connection it is; None before that is known."""
+        ...
+
+    def revoke(self) -> None:
+        """Tell the client that access was revoked, and end the connection soon. Safe to repeat."""
+        ...
+
 
 @dataclass(slots=True, kw_only=True)
 class Edge:
     """The services that doors call, one call each, and the connections that are open."""
 
     auth: Auth
+    sessions: Sessions
     conversations: Conversations
     feedback: FeedbackService
     turns: Turns
@@ -77,14 +88,29 @@ class Edge:
     open: set[Closable] = field(default_factory=set)
     draining: bool = False  # answers close their connections, so that clients move on
 
+    def end_revoked(self) -> None:
+        """End the connections of those who have lost access."""
+        for connection in tuple(self.open):
+            if connection.principal is not None and self.auth.revoked(connection.principal):
+                connection.revoke()
+
+
+REVOKED_S: Final = 1.0  # a client that does not take in that it was revoked is cut off after this
 
 EDGE: Final = web.AppKey("edge", Edge)
+
+
+_IN_URL: Final = frozenset({"ticket", "token", "access_token", "key", "api_key"})
 
 
 def bearer(request: web.Request) -> str:
     """Return the one bearer credential; raises GatewayError(credential_missing | credential_invalid)."""
     values = request.headers.getall(hdrs.AUTHORIZATION, [])
     if not values:
+        if not _IN_URL.isdisjoint(request.query):
+            raise GatewayError(
+                Code.CREDENTIAL_MISSING, "No token is taken from a URL; where no header can be set, POST /v1/tickets."
+            )
         raise GatewayError(Code.CREDENTIAL_MISSING, "Send `Authorization: Bearer <token>`.")
     scheme, _, credential = values[0].partition(" ")
     if len(values) > 1 or scheme.lower() != "bearer" or not credential.strip():
@@ -93,14 +119,34 @@ def bearer(request: web.Request) -> str:
 
 
 def origin_of(request: web.Request) -> str | None:
-    return request.headers.get(hdrs.ORIGIN)
+    """Return the origin as it was sent; of two nobody can say which is meant, so together they are nobody's."""
+    origins = request.headers.getall(hdrs.ORIGIN, None)
+    return ", ".join(origins) if origins else None
 
 
-def principal_of(request: web.Request) -> Principal:
-    """Prove who asks; what answers may show follows from it (CORS). Raises GatewayError."""
-    principal = request.app[EDGE].auth.principal(bearer(request), origin_of(request))
+async def principal_of(request: web.Request, *, ticket: bool = False) -> Principal:
+    """Prove who asks; what answers may show follows from it (CORS). Raises GatewayError.
+
+    ``ticket``: the address takes a ticket in its query in a token's place.
+    """
+    auth, origin = request.app[EDGE].auth, origin_of(request)
+    shown = ticket_of(request) if ticket else None
+    if shown is not None:
+        principal = await auth.ticket_holder(shown, request.path, origin)
+    else:
+        principal = await auth.principal(bearer(request), origin)
     request[PRINCIPAL] = principal
     return principal
+
+
+def ticket_of(request: web.Request) -> str | None:
+    """Return the one ticket of a request's query; raises GatewayError(credential_invalid) beside another credential."""
+    tickets = request.query.getall("ticket", [])
+    if not tickets:
+        return None
+    if len(tickets) > 1 or hdrs.AUTHORIZATION in request.headers:  # RFC 6750 section 2: one method a request
+        raise GatewayError(Code.CREDENTIAL_INVALID, "Send one credential: a ticket, or a token in a header.")
+    return tickets[0]
 
 
 def address_of(request: web.Request) -> str:

@@ -22,7 +22,7 @@ from gateway.protocol.sse import encode_comment, encode_event, encode_retry
 from gateway.services.subscriptions import Subscription
 from gateway.services.window import Batch
 from gateway.telemetry.logging import event as log_event
-from gateway.transports.edge import EDGE, REQUEST_ID
+from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, REVOKED_S
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class SseStream:
         self._written_at_s = self._loop.time()
         self._keepalive: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
+        self._cut_off: asyncio.TimerHandle | None = None
+        self.principal = request[PRINCIPAL]
         self.response = web.StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
@@ -81,6 +83,8 @@ class SseStream:
         self._edge.open.add(self)
         self._put(encode_retry(self._edge.rules.retry_ms) + encode_comment("open"))
         self._keepalive = self._loop.call_later(self._edge.rules.keepalive_s, self._keep_alive)
+        if self._edge.auth.revoked(self.principal):  # since the request was let in
+            self.revoke()
         try:
             await subscription.deliver(self)
         except (ConnectionError, asyncio.CancelledError):
@@ -96,12 +100,17 @@ class SseStream:
             metrics.stream_closed("sse")
             if subscription.resumed:
                 metrics.resumed("sse", subscription.replayed)
-        if subscription.left:
+        if subscription.left and self._cut_off is not None:
+            self._tell(GatewayError(Code.REVOKED))
+            self._request.protocol.close()
+        elif subscription.left:
             # A moment of the client's own, so that those who leave together do not come back together.
             retry_ms = self._edge.rules.retry_ms
             self._put(encode_retry(random.randint(retry_ms // 4, retry_ms)))  # noqa: S311 - spreads load
             self._request.protocol.close()  # after the answer: it would be asked for the next one too
         await self.response.write_eof()
+        if self._cut_off is not None:
+            self._cut_off.cancel()
         return self.response
 
     # --- Sink ----------------------------------------------------------------------------------------------------
@@ -149,6 +158,12 @@ class SseStream:
         """End the connection at shutdown, after the turns have been settled."""
         if self._request.transport is not None:
             self._request.transport.abort()
+
+    def revoke(self) -> None:
+        """End the stream between two events; a client that does not take in why is cut off."""
+        if self._subscription is not None and self._cut_off is None:
+            self._cut_off = self._loop.call_later(REVOKED_S, self._transport.abort)
+            self._subscription.leave()
 
     def _put(self, data: bytes) -> None:
         if not self._transport.is_closing():

@@ -13,6 +13,7 @@ from gateway.core.events import Ending, TurnCompleted, TurnFailed, TurnStopped
 from gateway.core.identity import Principal
 from gateway.core.turn import StopReason, TurnId
 from gateway.protocol.native import StartTurn
+from gateway.services.subscriptions import Subscription
 from gateway.services.window import Batch
 from gateway.transports.edge import (
     EDGE,
@@ -32,7 +33,7 @@ routes = web.RouteTableDef()
 @routes.post("/v1/conversations/{conversation_id}/turns")
 async def start(request: web.Request) -> web.StreamResponse:
     """Start a turn; stream it, wait for it, or (``Prefer: respond-async``) leave it to be followed."""
-    principal = principal_of(request)
+    principal = await principal_of(request)
     conversation_id = conversation_id_of(request)
     body = await read_body(request, StartTurn)
     started = await request.app[EDGE].turns.start(
@@ -59,14 +60,14 @@ async def start(request: web.Request) -> web.StreamResponse:
 
 @routes.get("/v1/turns/{turn_id}/events", allow_head=False)  # a stream is its body
 async def follow_turn(request: web.Request) -> web.StreamResponse:
-    principal = principal_of(request)
+    principal = await principal_of(request, ticket=True)
     return await _follow(request, principal, turn_id_of(request))
 
 
 @routes.get("/v1/conversations/{conversation_id}/events", allow_head=False)
 async def follow_conversation(request: web.Request) -> web.StreamResponse:
     """Follow the turn that the cursor is of, else the active one; 204 when there is neither."""
-    principal = principal_of(request)
+    principal = await principal_of(request, ticket=True)
     conversation_id = conversation_id_of(request)
     active = await request.app[EDGE].subscriptions.active_turn(principal, conversation_id)
     cursor = cursor_of(request)
@@ -79,7 +80,7 @@ async def follow_conversation(request: web.Request) -> web.StreamResponse:
 
 @routes.post("/v1/turns/{turn_id}/stop")
 async def stop(request: web.Request) -> web.Response:
-    principal = principal_of(request)
+    principal = await principal_of(request)
     turn_id = turn_id_of(request)
     state = await request.app[EDGE].turns.stop(principal, turn_id, StopReason.USER)
     return json_answer({"turn_id": turn_id, "state": state})
@@ -102,10 +103,12 @@ async def _follow(
 
 
 class _Collector:
-    """A Sink that keeps only the ending."""
+    """A Sink that keeps only the ending, of a request that waits for it; a connection that can be ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, principal: Principal, subscription: Subscription) -> None:
+        self.principal = principal
         self.ending: Ending | None = None
+        self._subscription = subscription
 
     def push(self, batch: Batch, /) -> bool:
         if batch.ends:
@@ -120,14 +123,31 @@ class _Collector:
     async def drain(self) -> None:
         return None
 
+    async def leave(self) -> None:
+        """Go on waiting: the turn ends before the gateway does."""
+
+    async def shut(self) -> None:
+        """Let the answer be written."""
+
+    def revoke(self) -> None:
+        self._subscription.leave()
+
 
 async def _wait(request: web.Request, principal: Principal, turn_id: TurnId) -> web.Response:
     """Answer with the ending; a turn that failed is told with its error's status, its partial text beside it."""
-    subscription = await request.app[EDGE].subscriptions.open(principal, turn_id, None)
-    collector = _Collector()
-    if subscription is not None:
-        await subscription.deliver(collector)
+    edge = request.app[EDGE]
+    subscription = await edge.subscriptions.open(principal, turn_id, None)
+    assert subscription is not None, "only a cursor can be at the ending"
+    collector = _Collector(principal, subscription)
+    edge.open.add(collector)
+    try:
+        if not edge.auth.revoked(principal):
+            await subscription.deliver(collector)
+    finally:
+        edge.open.discard(collector)
     ending = collector.ending
+    if edge.auth.revoked(principal):
+        raise GatewayError(Code.REVOKED)
     if ending is None:
         raise AssertionError("a log was delivered to its end without an ending")
     told: dict[str, Any] = {"turn_id": turn_id, "event": ending.name, **msgspec.to_builtins(ending)}

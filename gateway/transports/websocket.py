@@ -35,7 +35,17 @@ from gateway.protocol.native import (
 from gateway.services.admission import TOLD, Told
 from gateway.telemetry.logging import event as log_event
 from gateway.transports.deliveries import Deliveries
-from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, address_of, bearer, checked_uuid, origin_of
+from gateway.transports.edge import (
+    EDGE,
+    PRINCIPAL,
+    REQUEST_ID,
+    REVOKED_S,
+    address_of,
+    bearer,
+    checked_uuid,
+    origin_of,
+    ticket_of,
+)
 from gateway.transports.limit_headers import limit_members
 from gateway.transports.sse import HIGH_WATER_BYTES
 
@@ -81,6 +91,7 @@ class Socket:
         self._expiry: asyncio.TimerHandle | None = None
         self._arrival_s = 0.0
         self._told = Told()  # of the command under way
+        self._revoked = False
 
     async def serve(self) -> web.WebSocketResponse:
         await self._ws.prepare(self._request)
@@ -117,14 +128,23 @@ class Socket:
     # --- who it is -----------------------------------------------------------------------------------------------
 
     async def _authenticate(self) -> None:
-        """Take the token from a subprotocol entry (browsers), a header (apps) or the first frame."""
-        offered = self._request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "")
+        """Take a ticket from the URL, or the token from a subprotocol entry (browsers), a header or the first frame."""
+        headers = self._request.headers
+        offered = ",".join(headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, []))
         entries = [entry.strip() for entry in offered.split(",")]
-        token = next((entry[len(TOKEN_ENTRY) :] for entry in entries if entry.startswith(TOKEN_ENTRY)), None)
-        if token is None and hdrs.AUTHORIZATION in self._request.headers:
-            token = bearer(self._request)
+        shown = [entry[len(TOKEN_ENTRY) :] for entry in entries if entry.startswith(TOKEN_ENTRY)]
+        ticket = ticket_of(self._request)
+        if hdrs.AUTHORIZATION in headers:
+            shown.append(bearer(self._request))
+        if len(shown) + (ticket is not None) > 1:
+            raise GatewayError(Code.CREDENTIAL_INVALID, "Send one credential: a ticket, or one token.")
+        token = next(iter(shown), None)
+        if ticket is not None:
+            origin = origin_of(self._request)
+            self._admitted(await self._edge.auth.ticket_holder(ticket, self._request.path, origin))
+            return
         if token is not None:
-            self._admit(token)
+            await self._admit(token)
             return
         rules = self._edge.rules
         try:
@@ -139,11 +159,13 @@ class Socket:
         command = decode_command(message.data)
         if not isinstance(command, AuthCommand):
             raise GatewayError(Code.CREDENTIAL_MISSING, "The first frame must be `auth`.")
-        self._admit(command.token)
+        await self._admit(command.token)
         await self._ack(command.request_id, {})
 
-    def _admit(self, token: str) -> None:
-        principal = self._edge.auth.principal(token, origin_of(self._request))
+    async def _admit(self, token: str) -> None:
+        self._admitted(await self._edge.auth.principal(token, origin_of(self._request)))
+
+    def _admitted(self, principal: Principal) -> None:
         known = self._principal
         if known is not None and (known.tenant.id, known.user_hash) != (principal.tenant.id, principal.user_hash):
             raise GatewayError(Code.FORBIDDEN, "A socket keeps its user; open another for another.")
@@ -208,7 +230,7 @@ class Socket:
             case PingCommand():
                 await self._send({"event": "pong", "request_id": command.request_id})
             case RefreshCommand() | AuthCommand():
-                self._admit(command.token)
+                await self._admit(command.token)
                 await self._ack(command.request_id, {})
             case _ as unreachable:
                 assert_never(unreachable)
@@ -340,6 +362,18 @@ class Socket:
 
     async def leave(self) -> None:
         await self.shut()
+
+    @property
+    def principal(self) -> Principal | None:
+        return self._principal
+
+    def revoke(self) -> None:
+        """Close the socket for good (4503); a client that does not take it in is cut off."""
+        if not self._revoked:
+            self._revoked = True
+            self._deliveries.close()
+            self._spawn_close(GatewayError(Code.REVOKED))
+            asyncio.get_running_loop().call_later(REVOKED_S, self.transport.abort)
 
     async def shut(self) -> None:
         """Ask the client to reconnect: this gateway is going away (1012)."""

@@ -1,4 +1,4 @@
-"""Calendars by which budgets are counted."""
+"""Limits that tighten one another, and calendars by which budgets are counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.plan import calendar
+from gateway.core.plan import Plan, ScopeLimits, calendar
 
 HOUR_US = 3_600_000_000
 
@@ -50,3 +50,20 @@ def test_calendar_holds_the_moment_it_is_of(moment: datetime, zone: str) -> None
     assert following.day_begins_us == found.day_ends_us
     assert following.day > found.day
     assert calendar(found.month_ends_us, ZoneInfo(zone)).month > found.month
+
+
+def test_limits_are_tightened_one_by_one() -> None:
+    """Of each limit the lower holds; none is higher than any."""
+    one = ScopeLimits(requests_per_min=5, tokens_per_min=10, tokens_per_day=7)
+    two = ScopeLimits(requests_per_min=3, tokens_per_min=20, concurrent_turns=2)
+    lower = ScopeLimits(requests_per_min=3, tokens_per_min=10, concurrent_turns=2, tokens_per_day=7)
+    assert one.tightened(two) == two.tightened(one) == lower
+    assert one.tightened(ScopeLimits()) == one
+
+
+def test_apps_have_at_most_what_visitors_have() -> None:
+    """An app key shows no origin, so what it may use is never more than what a page's visitor may."""
+    plan = Plan(anonymous=ScopeLimits(requests_per_min=5, tokens_per_day=100), app=ScopeLimits(requests_per_min=10))
+    assert plan.of("app") == plan.of("anonymous") == plan.anonymous
+    assert Plan().of("app") == ScopeLimits(requests_per_min=10, concurrent_turns=2)
+    assert Plan().of("user") == Plan().user

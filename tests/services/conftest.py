@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from gateway.core.identity import Tenant
+from gateway.store.redis import Redis
+from tests.services.access import CountedKeys, tenant_named
 from tests.services.stage import Stage
 
 SetStage = Callable[..., Stage]
@@ -30,3 +33,17 @@ async def set_stage(store_url: str) -> AsyncIterator[SetStage]:
 async def stage(set_stage: SetStage) -> Stage:
     """One worker."""
     return set_stage()
+
+
+@pytest.fixture
+async def keys(store_url: str) -> AsyncIterator[CountedKeys]:
+    """The key store, counting."""
+    store = Redis(store_url, timeout_s=2.0, connections=2)
+    yield CountedKeys(store)
+    await store.aclose()
+
+
+@pytest.fixture
+def tenant(request: pytest.FixtureRequest) -> Tenant:
+    """A tenant of the test's own."""
+    return tenant_named(f"t-{abs(hash(request.node.nodeid)) % 10**10}")

@@ -6,95 +6,37 @@ import base64
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import jwt
 import pytest
 
-from gateway.core.errors import Code, GatewayError
-from gateway.core.identity import KeyKind, KeyRecord, Persona, Tenant, TenantId
-from gateway.services import auth as auth_module
-from gateway.services.auth import AUDIENCE, LEEWAY_S, Auth, Session, SessionRules, Signer
+from gateway.core.errors import Code
+from gateway.core.identity import Tenant, TenantId
+from gateway.core.keys import KeyKind
+from gateway.core.limits import LIMIT_MAX
+from gateway.core.plan import ScopeLimits
+from gateway.services.auth import Auth
+from gateway.services.keys import ApiKeys
+from gateway.services.sessions import Sessions
+from gateway.services.tokens import AUDIENCE, LEEWAY_S, Signer
 from gateway.store.redis import Redis
-from gateway.store.tenants import RedisKeys
-
-KEY, OLD_KEY, OTHER_KEY = b"k" * 32, b"o" * 32, b"x" * 32
-PEPPER = b"pepper-of-the-tests"
-ORIGIN, FOREIGN = "https://app.example", "https://evil.example"
-
-
-class CountedKeys(RedisKeys):
-    """The key store, counting how often it is asked."""
-
-    finds = 0
-
-    async def find(self, tenant: TenantId, key_id: str) -> KeyRecord | None:
-        self.finds += 1
-        return await super().find(tenant, key_id)
-
-
-@pytest.fixture
-async def keys(store_url: str) -> AsyncIterator[CountedKeys]:
-    store = Redis(store_url, timeout_s=2.0, connections=2)
-    yield CountedKeys(store)
-    await store.aclose()
-
-
-@pytest.fixture
-def tenant(request: pytest.FixtureRequest) -> Tenant:
-    return tenant_named(f"t-{abs(hash(request.node.nodeid)) % 10**10}")
-
-
-def tenant_named(name: str, **fields: Any) -> Tenant:
-    personas = {alias: Persona(alias=alias, persona_id=f"p-{alias}") for alias in ("default", "other")}
-    wanted: dict[str, Any] = {"personas": personas, "origins": frozenset({ORIGIN}), "anonymous": True, **fields}
-    return Tenant(id=TenantId(name), **wanted)
-
-
-def auth_of(keys: CountedKeys, *tenants: Tenant, key: bytes = KEY, previous: bytes | None = None, **rules: Any) -> Auth:
-    return Auth(
-        {tenant.id: tenant for tenant in tenants},
-        keys,
-        pepper=PEPPER,
-        signer=Signer(key, previous),
-        rules=SessionRules(**rules),
-    )
-
-
-async def session(auth: Auth, credential: str, origin: str | None = None, **fields: Any) -> Session:
-    wanted: dict[str, Any] = dict.fromkeys(("user_id", "ttl_s", "personas", "origins", "visitor_id"))
-    return await auth.open_session(credential, origin, **(wanted | fields))
-
-
-async def user_token(auth: Auth, tenant: Tenant, **fields: Any) -> str:
-    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
-    return (await session(auth, key, **({"user_id": "u1"} | fields))).token
-
-
-def refused(auth: Auth, credential: str, origin: str | None = None) -> Code:
-    with pytest.raises(GatewayError) as error:
-        auth.principal(credential, origin)
-    assert credential[4:] not in f"{error.value} {error.value.detail}" or len(credential) < 8
-    return error.value.code
-
-
-async def refusal(work: object) -> GatewayError:
-    with pytest.raises(GatewayError) as error:
-        await work  # type: ignore[misc]
-    return error.value
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    return jwt.decode(token.removeprefix("hgt_"), options={"verify_signature": False})
-
-
-def signed(claims: dict[str, Any], key: bytes = KEY, **header: Any) -> str:
-    """Sign claims as the gateway would, or not quite."""
-    signer = Signer(key, None)
-    wanted = {"kid": signer._kid} | header
-    return "hgt_" + jwt.encode(claims, key, algorithm="HS256", headers=wanted)
-
+from tests.services.access import (
+    FOREIGN,
+    KEY,
+    OLD_KEY,
+    ORIGIN,
+    OTHER_KEY,
+    CountedKeys,
+    auth_of,
+    claims_of,
+    refusal,
+    refused,
+    session,
+    signed,
+    tenant_named,
+    user_token,
+)
 
 # --- tokens -------------------------------------------------------------------------------------------------------
 
@@ -103,7 +45,7 @@ async def test_token_opens_what_it_was_minted_for(keys: CountedKeys, tenant: Ten
     """A session token proves its user in its tenant, with its personas, until its time is over."""
     auth = auth_of(keys, tenant)
     token = await user_token(auth, tenant, personas=["other"], ttl_s=60)
-    principal = auth.principal(token, ORIGIN)
+    principal = await auth.principal(token, ORIGIN)
     assert (principal.tenant.id, principal.user_id, principal.personas) == (tenant.id, "u1", frozenset({"other"}))
     assert principal.user_hash == auth.user_hash(tenant.id, "u1")
     assert not principal.anonymous
@@ -111,10 +53,29 @@ async def test_token_opens_what_it_was_minted_for(keys: CountedKeys, tenant: Ten
     assert token.startswith("hgt_")
 
 
+async def test_token_is_proved_without_the_store(tenant: Tenant) -> None:
+    """No request costs a round trip for its token: it is proved, and checked for revocation, with the store away."""
+    away = Redis("redis://127.0.0.1:1", timeout_s=0.2, connections=1)
+    auth = auth_of(CountedKeys(away), tenant)
+    token = Sessions(auth).for_user(tenant.id, user_id="u1").token
+    assert (await auth.principal(token, ORIGIN)).user_id == "u1"
+    once = Sessions(auth).for_user(tenant.id, user_id="u1", single_use=True).token
+    assert await refused(auth, once) is Code.STORE_UNAVAILABLE  # whether it was used nobody can say
+    await away.aclose()
+
+
 async def test_user_hash_differs_between_users_tenants_and_peppers(keys: CountedKeys, tenant: Tenant) -> None:
     """The keyed hash tells nobody who a user is, and nobody's parts can be shifted into another's."""
     auth = auth_of(keys, tenant)
-    other = Auth({}, keys, pepper=b"another", signer=Signer(KEY, None), rules=SessionRules())
+    other = Auth(
+        {},
+        ApiKeys(keys, pepper=b"another"),
+        auth.tokens,
+        auth.tickets,
+        auth._issuers,
+        auth.revocations,
+        pepper=b"another",
+    )
     hashes = [
         auth.user_hash(TenantId("a"), "b"),
         auth.user_hash(TenantId("ab"), ""),
@@ -129,11 +90,11 @@ async def test_token_of_the_previous_key_is_read_until_that_key_is_gone(keys: Co
     """While a signing key is rotated out its tokens still work; afterwards they are invalid, not an accident."""
     token = await user_token(auth_of(keys, tenant, key=OLD_KEY), tenant)
     rotating = auth_of(keys, tenant, key=KEY, previous=OLD_KEY)
-    assert rotating.principal(token, None).user_id == "u1"
+    assert (await rotating.principal(token, None)).user_id == "u1"
     assert claims_of(await user_token(rotating, tenant))
-    assert refused(auth_of(keys, tenant, key=KEY), token) is Code.CREDENTIAL_INVALID
+    assert await refused(auth_of(keys, tenant, key=KEY), token) is Code.CREDENTIAL_INVALID
     fresh = await user_token(rotating, tenant)
-    assert auth_of(keys, tenant, key=KEY).principal(fresh, None).user_id == "u1"
+    assert (await auth_of(keys, tenant, key=KEY).principal(fresh, None)).user_id == "u1"
 
 
 async def test_token_past_its_time_is_expired(keys: CountedKeys, tenant: Tenant) -> None:
@@ -142,8 +103,8 @@ async def test_token_past_its_time_is_expired(keys: CountedKeys, tenant: Tenant)
     claims = claims_of(await user_token(auth, tenant))
     now_s = int(time.time())
     late = claims | {"iat": now_s - 100, "exp": now_s - int(LEEWAY_S) - 1}
-    assert refused(auth, signed(late)) is Code.TOKEN_EXPIRED
-    assert auth.principal(signed(claims), None).user_id == "u1"
+    assert await refused(auth, signed(late)) is Code.TOKEN_EXPIRED
+    assert (await auth.principal(signed(claims), None)).user_id == "u1"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +134,7 @@ async def test_token_with_wrong_claims_is_invalid(keys: CountedKeys, tenant: Ten
         token = signed(claims)
     except TypeError:  # what cannot even be signed by the library is signed by hand
         token = forged(claims)
-    assert refused(auth, token) is Code.CREDENTIAL_INVALID
+    assert await refused(auth, token) is Code.CREDENTIAL_INVALID
 
 
 def forged(claims: dict[str, Any]) -> str:
@@ -202,8 +163,8 @@ async def test_token_without_a_signature_is_invalid(keys: CountedKeys, tenant: T
         signed(claims, key=OTHER_KEY),
         "hgt_" + jwt.encode(claims, KEY * 2, algorithm="HS512", headers={"kid": kid}),
     ):
-        assert refused(auth, forgery) is Code.CREDENTIAL_INVALID
-    assert auth.principal(token, None).user_id == "u1"
+        assert await refused(auth, forgery) is Code.CREDENTIAL_INVALID
+    assert (await auth.principal(token, None)).user_id == "u1"
 
 
 @pytest.mark.parametrize(
@@ -212,34 +173,34 @@ async def test_token_without_a_signature_is_invalid(keys: CountedKeys, tenant: T
 )
 async def test_credential_that_is_no_token_is_invalid(keys: CountedKeys, tenant: Tenant, credential: str) -> None:
     """Nothing that a stranger sends in a token's place is anything but invalid."""
-    assert refused(auth_of(keys, tenant), credential) is Code.CREDENTIAL_INVALID
+    assert await refused(auth_of(keys, tenant), credential) is Code.CREDENTIAL_INVALID
 
 
 async def test_key_in_a_tokens_place_is_told_apart(keys: CountedKeys, tenant: Tenant) -> None:
     """A key sent where a token belongs is forbidden in words, since its owner's developer made a mistake."""
     auth = auth_of(keys, tenant)
     for kind in KeyKind:
-        key = await auth.mint_key(tenant.id, kind, "tests", replace=False)
-        assert refused(auth, key) is Code.FORBIDDEN
+        key = (await auth.keys.mint(tenant.id, kind, "tests")).key
+        assert await refused(auth, key) is Code.FORBIDDEN
 
 
 async def test_token_of_a_removed_tenant_is_invalid(keys: CountedKeys, tenant: Tenant) -> None:
     """A tenant that is no longer configured has no users either."""
     token = await user_token(auth_of(keys, tenant), tenant)
-    assert refused(auth_of(keys, tenant_named("t-other")), token) is Code.CREDENTIAL_INVALID
+    assert await refused(auth_of(keys, tenant_named("t-other")), token) is Code.CREDENTIAL_INVALID
 
 
 async def test_token_from_a_foreign_origin_is_refused(keys: CountedKeys, tenant: Tenant) -> None:
     """A browser's origin must be the tenant's, and the token's where it names any; no origin is no browser."""
     auth = auth_of(keys, tenant)
     token = await user_token(auth, tenant)
-    assert refused(auth, token, FOREIGN) is Code.ORIGIN_NOT_ALLOWED
-    assert auth.principal(token, ORIGIN)
-    assert auth.principal(token, None)
+    assert await refused(auth, token, FOREIGN) is Code.ORIGIN_NOT_ALLOWED
+    assert await auth.principal(token, ORIGIN)
+    assert await auth.principal(token, None)
     auth.allow_origins(frozenset({"http://127.0.0.1:8080"}))
-    assert auth.principal(token, "http://127.0.0.1:8080")
+    assert await auth.principal(token, "http://127.0.0.1:8080")
     narrow = await user_token(auth, tenant, origins=["https://narrow.example"])
-    assert refused(auth, narrow, ORIGIN) is Code.ORIGIN_NOT_ALLOWED
+    assert await refused(auth, narrow, ORIGIN) is Code.ORIGIN_NOT_ALLOWED
 
 
 # --- opening sessions ---------------------------------------------------------------------------------------------
@@ -256,7 +217,14 @@ async def test_token_from_a_foreign_origin_is_refused(keys: CountedKeys, tenant:
         ({"ttl_s": 86_401}, Code.INVALID_VALUE, "ttl_s"),
         ({"personas": ["default", "nobody"]}, Code.PERSONA_UNKNOWN, "personas"),
         ({"visitor_id": "hgv_x"}, Code.FORBIDDEN, "visitor_id"),
-        ({"origins": [f"https://{'x' * 60}.{'x' * 60}.example"] * 40}, Code.INVALID_VALUE, None),
+        ({"personas": []}, Code.INVALID_VALUE, "personas"),
+        ({"personas": ["default"] * 65}, Code.INVALID_VALUE, "personas"),
+        ({"origins": ["https://a.example"] * 33}, Code.INVALID_VALUE, "origins"),
+        ({"origins": [f"https://{'x' * 60}.{'x' * 60}.example"] * 32}, Code.INVALID_VALUE, None),
+        ({"limits": {"requests_per_min": 0}}, Code.INVALID_VALUE, "limits.requests_per_min"),
+        ({"limits": {"requests_per_min": 61}}, Code.INVALID_VALUE, "limits.requests_per_min"),
+        ({"limits": {"concurrent_turns": 21}}, Code.INVALID_VALUE, "limits.concurrent_turns"),
+        ({"limits": {"tokens_per_min": LIMIT_MAX + 1}}, Code.INVALID_VALUE, "limits.tokens_per_min"),
     ],
 )
 async def test_session_with_bad_fields_is_refused_by_field(
@@ -264,7 +232,7 @@ async def test_session_with_bad_fields_is_refused_by_field(
 ) -> None:
     """Each bound of a session has its code and its field."""
     auth = auth_of(keys, tenant)
-    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
+    key = (await auth.keys.mint(tenant.id, KeyKind.SECRET, "tests")).key
     error = await refusal(session(auth, key, **({"user_id": "u1"} | fields)))
     assert (error.code, error.field) == (code, field)
 
@@ -274,7 +242,7 @@ async def test_session_of_a_wrong_key_is_invalid_and_looks_like_an_unknown_one(
 ) -> None:
     """A wrong secret and an unknown id get the same words, and the secret is hashed and compared for both."""
     auth = auth_of(keys, tenant)
-    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
+    key = (await auth.keys.mint(tenant.id, KeyKind.SECRET, "tests")).key
     head, key_id, _ = key.split(".")
     compared: list[tuple[int, int]] = []
     compare = hmac.compare_digest
@@ -297,8 +265,8 @@ async def test_session_of_a_key_under_another_kind_or_tenant_is_invalid(keys: Co
     """A publishable key does not become a secret one by its prefix, nor a tenant's key another tenant's."""
     other = tenant_named(f"{tenant.id}-2")
     auth = auth_of(keys, tenant, other)
-    publishable = await auth.mint_key(tenant.id, KeyKind.PUBLISHABLE, "tests", replace=False)
-    secret = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
+    publishable = (await auth.keys.mint(tenant.id, KeyKind.PUBLISHABLE, "tests")).key
+    secret = (await auth.keys.mint(tenant.id, KeyKind.SECRET, "tests")).key
     for wrong in (
         publishable.replace("hgp_", "hgs_"),
         secret.replace(f"_{tenant.id}.", f"_{other.id}."),
@@ -316,55 +284,6 @@ async def test_session_by_a_token_is_forbidden(keys: CountedKeys, tenant: Tenant
     assert (await refusal(session(auth, token, user_id="u1"))).code is Code.FORBIDDEN
 
 
-async def test_key_store_holds_no_secret(keys: CountedKeys, tenant: Tenant) -> None:
-    """A key exists in clear once, when it is made; what is kept cannot open anything."""
-    auth = auth_of(keys, tenant)
-    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
-    (record,) = await keys.list(tenant.id)
-    assert key.rsplit(".", 1)[1] not in repr(record)
-    assert len(record.digest) == 64
-
-
-async def test_key_replaced_is_refused_at_once_and_others_stay(keys: CountedKeys, tenant: Tenant) -> None:
-    """Replacing takes away the older keys of that kind and label, from the cache as well, and no others."""
-    auth = auth_of(keys, tenant)
-    old = await auth.mint_key(tenant.id, KeyKind.SECRET, "env-file", replace=True)
-    kept = await auth.mint_key(tenant.id, KeyKind.SECRET, "default", replace=False)
-    await session(auth, old, user_id="u1")
-    new = await auth.mint_key(tenant.id, KeyKind.SECRET, "env-file", replace=True)
-    assert (await refusal(session(auth, old, user_id="u1"))).code is Code.CREDENTIAL_INVALID
-    for key in (new, kept):
-        assert await session(auth, key, user_id="u1")
-    assert await auth.has_key(tenant.id, "env-file")
-    assert not await auth.has_key(tenant.id, "nothing")
-
-
-async def test_key_removed_elsewhere_is_refused_once_the_cache_is_old(
-    keys: CountedKeys, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A proved key is remembered for a few seconds and not longer, so that removal takes effect everywhere."""
-    auth = auth_of(keys, tenant)
-    key = await auth.mint_key(tenant.id, KeyKind.SECRET, "tests", replace=False)
-    for _ in range(5):
-        await session(auth, key, user_id="u1")
-    assert keys.finds == 1
-    await keys.remove(tenant.id, key.split(".")[1])
-    await session(auth, key, user_id="u1")
-    monkeypatch.setattr(auth_module, "KEY_CACHE_S", 0.0)
-    assert (await refusal(session(auth, key, user_id="u1"))).code is Code.CREDENTIAL_INVALID
-
-
-async def test_key_cache_of_guessed_ids_is_bounded(
-    keys: CountedKeys, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guessing key ids does not fill the memory."""
-    monkeypatch.setattr(auth_module, "KEY_CACHE_ENTRIES", 10)
-    auth = auth_of(keys, tenant)
-    for number in range(50):
-        await refusal(session(auth, f"hgs_{tenant.id}.{number:012d}.{'A' * 43}", user_id="u1"))
-    assert len(auth._known) <= 10
-
-
 # --- visitors -----------------------------------------------------------------------------------------------------
 
 
@@ -372,7 +291,7 @@ async def test_key_cache_of_guessed_ids_is_bounded(
 async def door(keys: CountedKeys, tenant: Tenant) -> tuple[Auth, str]:
     """A gateway and its publishable key."""
     auth = auth_of(keys, tenant)
-    return auth, await auth.mint_key(tenant.id, KeyKind.PUBLISHABLE, "tests", replace=False)
+    return auth, (await auth.keys.mint(tenant.id, KeyKind.PUBLISHABLE, "tests", replace=False)).key
 
 
 async def test_visitor_who_comes_back_is_the_same_user(door: tuple[Auth, str]) -> None:
@@ -383,7 +302,7 @@ async def test_visitor_who_comes_back_is_the_same_user(door: tuple[Auth, str]) -
     again = await session(auth, key, ORIGIN, visitor_id=first.visitor_id)
     assert again.user_id == first.user_id
     assert (await session(auth, key, ORIGIN)).user_id != first.user_id
-    principal = auth.principal(first.token, ORIGIN)
+    principal = await auth.principal(first.token, ORIGIN)
     assert principal.anonymous
     assert principal.user_id == first.user_id
 
@@ -394,7 +313,7 @@ async def test_visitor_id_opens_nothing_by_itself(door: tuple[Auth, str]) -> Non
     first = await session(auth, key, ORIGIN)
     assert first.visitor_id is not None
     for credential in (first.visitor_id, first.visitor_id.replace("hgv_", "hgt_")):
-        assert refused(auth, credential) is Code.CREDENTIAL_INVALID
+        assert await refused(auth, credential) is Code.CREDENTIAL_INVALID
     for visitor_id in (first.token, first.token.replace("hgt_", "hgv_")):
         error = await refusal(session(auth, key, ORIGIN, visitor_id=visitor_id))
         assert (error.code, error.field) == (Code.INVALID_VALUE, "visitor_id")
@@ -407,7 +326,7 @@ async def test_visitor_id_of_another_tenant_starts_anew_and_a_forged_one_fails(
     auth, key = door
     other = tenant_named(f"{tenant.id}-2")
     elsewhere = auth_of(keys, other)
-    key_elsewhere = await elsewhere.mint_key(other.id, KeyKind.PUBLISHABLE, "tests", replace=False)
+    key_elsewhere = (await elsewhere.keys.mint(other.id, KeyKind.PUBLISHABLE, "tests")).key
     stranger = await session(elsewhere, key_elsewhere, ORIGIN)
     assert (await session(auth, key, ORIGIN, visitor_id=stranger.visitor_id)).user_id != stranger.user_id
     first = await session(auth, key, ORIGIN)
@@ -424,12 +343,20 @@ async def test_visitor_id_of_another_tenant_starts_anew_and_a_forged_one_fails(
         assert (error.code, error.field) == (Code.INVALID_VALUE, "visitor_id")
 
 
-@pytest.mark.parametrize("field", ["user_id", "personas", "origins"])
-async def test_publishable_key_may_not_name_its_user(door: tuple[Auth, str], field: str) -> None:
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"user_id": "u1"}, "user_id"),
+        ({"personas": ["default"]}, "personas"),
+        ({"origins": ["https://a.example"]}, "origins"),
+        ({"limits": {"requests_per_min": 1}}, "limits.requests_per_min"),
+        ({"single_use": False}, "single_use"),
+    ],
+)
+async def test_publishable_key_may_not_name_its_user(door: tuple[Auth, str], fields: Any, field: str) -> None:
     """A key that is public decides neither who somebody is nor what they may reach."""
     auth, key = door
-    value: Any = "u1" if field == "user_id" else ["default"]
-    error = await refusal(session(auth, key, ORIGIN, **{field: value}))
+    error = await refusal(session(auth, key, ORIGIN, **fields))
     assert (error.code, error.field) == (Code.FORBIDDEN, field)
 
 
@@ -446,8 +373,44 @@ async def test_publishable_key_of_a_tenant_without_anonymous_sessions_opens_none
     """Anonymous sessions are off unless the tenant switched them on."""
     quiet = tenant_named(tenant.id, anonymous=False)
     auth = auth_of(keys, quiet)
-    key = await auth.mint_key(quiet.id, KeyKind.PUBLISHABLE, "tests", replace=False)
+    key = (await auth.keys.mint(quiet.id, KeyKind.PUBLISHABLE, "tests")).key
     assert (await refusal(session(auth, key, ORIGIN))).code is Code.ANONYMOUS_DISABLED
+
+
+async def test_app_key_needs_no_origin_and_is_refused_from_a_foreign_page(keys: CountedKeys, tenant: Tenant) -> None:
+    """A native app has no origin to check; a page that shows one must be the tenant's all the same."""
+    auth = auth_of(keys, tenant)
+    key = (await auth.keys.mint(tenant.id, KeyKind.APP, "tests")).key
+    opened = await session(auth, key, None)
+    assert (await auth.principal(opened.token, None)).anonymous
+    assert (await session(auth, key, None, visitor_id=opened.visitor_id)).user_id == opened.user_id
+    assert await session(auth, key, ORIGIN)
+    assert (await refusal(session(auth, key, FOREIGN))).code is Code.ORIGIN_NOT_ALLOWED
+    assert (await refusal(session(auth, key, None, user_id="u1"))).code is Code.FORBIDDEN
+
+
+async def test_token_and_ticket_tell_which_limits_hold(keys: CountedKeys, tenant: Tenant) -> None:
+    """Who came in by which key, and a session's own limits, are in the token and in the tickets got with it.
+
+    The tenant stays the one that is set: its plan is no principal's own.
+    """
+    auth = auth_of(keys, tenant)
+    own = {"requests_per_min": 2, "tokens_per_min": 1000, "concurrent_turns": 1}
+    tokens = [await user_token(auth, tenant), await user_token(auth, tenant, limits=own)]
+    visitors = [await auth.keys.mint(tenant.id, kind, "tests") for kind in (KeyKind.PUBLISHABLE, KeyKind.APP)]
+    tokens += [(await session(auth, minted.key, ORIGIN)).token for minted in visitors]
+    wanted = [
+        (False, False, None),
+        (False, False, ScopeLimits(requests_per_min=2, tokens_per_min=1000, concurrent_turns=1)),
+        (True, False, None),
+        (True, True, None),
+    ]
+    for token, facts in zip(tokens, wanted, strict=True):
+        principal = await auth.principal(token, None)
+        holder = await auth.ticket_holder(auth.tickets.mint(principal, "/v1/ws").ticket, "/v1/ws", None)
+        for one in (principal, holder):
+            assert (one.anonymous, one.app, one.limits) == facts
+            assert one.tenant is tenant
 
 
 async def test_origin_known_is_the_union_of_all_tenants(keys: CountedKeys) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -62,6 +63,73 @@ async def settled(stage: Stage) -> list[Settlement]:
         found += [settlement for _, settlement in page]
         cursor = page[-1][0]
     return found
+
+
+# --- whose limits hold ---------------------------------------------------------------------------------------------
+
+
+async def admitted(stage: Stage, principal: Principal, times: int) -> int:
+    """Return how many of some requests pass."""
+    passed = 0
+    for _ in range(times):
+        with contextlib.suppress(GatewayError):
+            await stage.admission.admit(principal, "score", ADDRESS)
+            passed += 1
+    return passed
+
+
+async def test_session_with_limits_of_its_own_has_the_lower_of_each(set_stage: SetStage) -> None:
+    """A session's limits tighten the plan's, count what the user's other sessions used, and loosen nothing."""
+    stage = set_stage(plan=Plan(user=ScopeLimits(requests_per_min=5)))
+    user = stage.user()
+    tight = replace(user, limits=ScopeLimits(requests_per_min=2, tokens_per_min=1000))
+    loose = replace(user, limits=ScopeLimits(requests_per_min=50))
+    assert await admitted(stage, tight, 3) == 2
+    error = await refused(stage.admission.admit(tight, "score", ADDRESS))
+    assert error.extra == {"limit": "user_requests_per_min"}
+    assert await admitted(stage, user, 2) == 2
+    assert await admitted(stage, loose, 3) == 1
+    assert await admitted(stage, stage.user("u2"), 6) == 5
+
+
+async def test_session_may_be_limited_in_what_its_plan_does_not_limit(set_stage: SetStage) -> None:
+    """Tokens a minute and slots of a session hold where the tenant's users have no such limit."""
+    stage = set_stage(plan=Plan(user=ScopeLimits()))
+    tight = replace(stage.user(), limits=ScopeLimits(tokens_per_min=5000, concurrent_turns=1))
+    first, second = [await stage.conversation(tight) for _ in range(2)]
+    told = Told()
+    TOLD.set(told)
+    turn_id = (await stage.start(first, principal=tight)).turn_id
+    assert [quota.rule.name for quota in told.quotas] == [
+        "tenant_requests_per_min",
+        "user_tokens_per_min",
+        "user_concurrent_turns",
+    ]
+    error = await refused(stage.start(second, principal=tight))
+    assert error.extra == {"limit": "user_concurrent_turns"}
+    await stage.turns.stop(tight, turn_id, StopReason.USER)
+
+
+async def test_sessions_with_limits_of_their_own_share_their_tenants_table(set_stage: SetStage) -> None:
+    """However many sessions differ in their limits, the tenant's plan is laid out once."""
+    stage = set_stage()
+    await admitted(stage, stage.user(), 1)
+    table = stage.admission._tables[stage.tenant.id]
+    for number in range(1, 4):
+        await admitted(stage, replace(stage.user(), limits=ScopeLimits(requests_per_min=number)), 1)
+    assert stage.admission._tables[stage.tenant.id] is table
+
+
+async def test_users_of_an_app_have_the_tightest_limits(set_stage: SetStage) -> None:
+    """By an app key holds the lower of app and anonymous, under the name of its own."""
+    plan = Plan(anonymous=ScopeLimits(requests_per_min=4), app=ScopeLimits(requests_per_min=2))
+    stage = set_stage(plan=plan)
+    visitor = replace(stage.user("v"), anonymous=True)
+    app = replace(stage.user("a"), anonymous=True, app=True)
+    assert [await admitted(stage, who, 6) for who in (visitor, app, stage.user())] == [4, 2, 6]
+    error = await refused(stage.admission.admit(app, "score", ADDRESS))
+    assert error.extra == {"limit": "app_requests_per_min"}
+    assert error.detail.startswith("The limit of this visitor on")
 
 
 # --- what is charged is what is settled ---------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from gateway.core.conversation import Feedback, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import Entry, TextDelta, TurnStarted
 from gateway.core.idempotency import Reservation
-from gateway.core.identity import KeyKind, KeyRecord, TenantId
+from gateway.core.identity import TenantId
+from gateway.core.keys import KeyKind, KeyRecord
 from gateway.core.limits import Ask, Kind, Rule
 from gateway.core.turn import StopReason
 from gateway.store.creations import RedisCreationKeys

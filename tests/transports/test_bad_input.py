@@ -235,6 +235,9 @@ async def test_bad_session_request_is_refused_with_code_and_field(start_gateway:
     def row(who: dict[str, str], body: Any, status: int, code: str, named: str | None = None) -> Row:
         return Row("POST", "/v1/sessions", body, status, code, named, who)
 
+    def limited(**limits: int) -> dict[str, Any]:
+        return {"user_id": "u1", "limits": limits}
+
     rows = [
         row({}, {"user_id": "u1"}, 401, "credential_missing"),
         *(
@@ -254,7 +257,22 @@ async def test_bad_session_request_is_refused_with_code_and_field(start_gateway:
         row(secret, {"user_id": "u1", "personas": "default"}, 422, "wrong_type", "personas"),
         row(secret, {"user_id": "u1", "visitor_id": "hgv_x"}, 403, "forbidden", "visitor_id"),
         row(secret, {"user_id": "u1", "role": "admin"}, 422, "unknown_field", "role"),
-        row(secret, {"user_id": "u1", "origins": ["https://a.example"] * 400}, 422, "invalid_value"),
+        row(secret, {"user_id": "u1", "origins": ["https://a.example"] * 33}, 422, "invalid_value", "origins"),
+        row(secret, {"user_id": "u1", "origins": [f"https://{'a' * 200}.example"] * 32}, 422, "invalid_value"),
+        row(secret, {"user_id": "u1", "origins": ["https://A.example"]}, 422, "invalid_value", "origins"),
+        row(secret, {"user_id": "u1", "origins": ["https://a.example/"]}, 422, "invalid_value", "origins"),
+        row(secret, {"user_id": "u1", "origins": ["https://\u0430.example"]}, 422, "invalid_value", "origins"),
+        row(secret, {"user_id": "u1", "origins": ["*"]}, 422, "invalid_value", "origins"),
+        row(secret, {"user_id": "u1", "personas": []}, 422, "invalid_value", "personas"),
+        row(secret, {"user_id": "u1", "single_use": 1}, 422, "wrong_type", "single_use"),
+        row(secret, limited(requests_per_min=0), 422, "invalid_value", "limits.requests_per_min"),
+        row(secret, limited(tokens_per_min=10**9), 422, "invalid_value", "limits.tokens_per_min"),
+        row(secret, limited(concurrent_turns=-1), 422, "invalid_value", "limits.concurrent_turns"),
+        row(secret, limited(concurrent_turns=10**9), 422, "invalid_value", "limits.concurrent_turns"),
+        row(secret, limited(tokens_per_day=1), 422, "unknown_field", "limits.tokens_per_day"),
+        row(secret, {"user_id": "u1", "limits": []}, 422, "wrong_type", "limits"),
+        row(public, {"single_use": True}, 403, "forbidden", "single_use"),
+        row(public, {"limits": {"requests_per_min": 1}}, 403, "forbidden", "limits.requests_per_min"),
         row(public, {"user_id": "u1"}, 403, "forbidden", "user_id"),
         row(public, {"personas": ["default"]}, 403, "forbidden", "personas"),
         row(public, {"origins": [ORIGIN]}, 403, "forbidden", "origins"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from datetime import UTC, datetime
 
 import msgspec
 
 from tests.conftest import Running, StartGateway
-from tests.transports.client import Answer, Client
+from tests.transports.client import Answer, Client, Closed
 from tests.transports.conftest import SignIn
 
 ORIGIN = {"Origin": "https://app.example"}
@@ -24,7 +26,7 @@ async def test_session_with_secret_key_gives_token_of_the_named_user(running: Ru
     answer = await open_session(running, running.secret_key, {"user_id": "u1", "ttl_s": 120})
     assert answer.status == 201
     assert answer.headers["Cache-Control"] == "no-store"
-    assert answer.body.keys() == {"token", "expires_at", "user_id"}
+    assert answer.body.keys() == {"token", "token_id", "expires_at", "user_id"}
     assert answer.body["token"].startswith("hgt_")
     assert answer.body["user_id"] == "u1"
     life_s = (datetime.fromisoformat(answer.body["expires_at"]) - asked_at).total_seconds()
@@ -122,3 +124,75 @@ async def test_session_token_of_another_signing_key_is_refused(running: Running)
     answer = await Client(running, {"Authorization": f"Bearer {forged}"}).call("GET", "/v1/conversations")
     assert (answer.status, answer.body["code"]) == (401, "credential_invalid")
     assert msgspec.json.encode(answer.body).find(forged.encode()) == -1
+
+
+async def test_session_with_a_limit_keeps_to_it(running: Running, sign_in: SignIn) -> None:
+    """A token may carry a tighter cap than its user's; the user's other tokens keep the tenant's."""
+    tight, free = await sign_in(running, limits={"requests_per_min": 2}), await sign_in(running)
+    conversation = await tight.conversation()
+    for _ in range(2):
+        await tight.complete(conversation, "Hi #tokens=1")
+    refused = await tight.call("POST", f"/v1/conversations/{conversation}/turns", {"message": "Hi"})
+    assert (refused.status, refused.body["code"]) == (429, "rate_limited")
+    assert int(refused.headers["Retry-After"]) > 0
+    await free.complete(conversation, "Hi #tokens=1")
+
+
+async def test_session_limit_beyond_the_tenants_is_refused(running: Running) -> None:
+    """Limits of a session only ever tighten, and an unknown one is not passed over in silence."""
+    for limits, code, field in (
+        ({"requests_per_min": 6_000_001}, "invalid_value", "limits.requests_per_min"),
+        ({"requests_per_min": 0}, "invalid_value", "limits.requests_per_min"),
+        ({"requests_per_min": "2"}, "wrong_type", "limits.requests_per_min"),
+        ({"tokens_per_day": 2}, "unknown_field", "limits.tokens_per_day"),
+    ):
+        answer = await open_session(running, running.secret_key, {"user_id": "u1", "limits": limits})
+        assert (answer.status, answer.body["code"], answer.body["field"]) == (422, code, field)
+
+
+async def test_session_of_a_visitor_has_the_tenants_tighter_limit(start_gateway: StartGateway) -> None:
+    """An anonymous visitor may do less in a minute than a named user, and cannot ask for more."""
+    toml = """
+        [tenants.shop]
+        origins = ["https://app.example"]
+        anonymous = true
+        limits.anonymous.requests_per_min = 2
+        [tenants.shop.personas.default]
+        persona_id = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
+    """
+    running = await start_gateway(toml=toml.replace("shop", f"t-{uuid.uuid4().hex[:12]}"))
+    opened = await open_session(running, running.publishable_key, {}, **ORIGIN)
+    visitor = Client(running, {"Authorization": f"Bearer {opened.body['token']}"})
+    conversation = await visitor.conversation()
+    for _ in range(2):
+        await visitor.complete(conversation, "Hi #tokens=1")
+    refused = await visitor.call("POST", f"/v1/conversations/{conversation}/turns", {"message": "Hi"})
+    assert (refused.status, refused.body["code"]) == (429, "rate_limited")
+    more = await open_session(running, running.publishable_key, {"limits": {"requests_per_min": 50}}, **ORIGIN)
+    assert (more.status, more.body["code"]) == (403, "forbidden")
+
+
+async def test_session_for_one_use_opens_one_thing(start_gateway: StartGateway) -> None:
+    """Of many simultaneous requests with a single-use token, on two workers, one is answered; later ones are not."""
+    here = await start_gateway()
+    there = await start_gateway(tenant=here.tenant, simulator=here.simulator)
+    headers = await here.user(single_use=True)
+    answers = await asyncio.gather(
+        *(Client(running, headers).call("GET", "/v1/conversations") for running in (here, there) * 10)
+    )
+    assert sorted(answer.status for answer in answers) == [200] + [401] * 19
+    assert {answer.body.get("code") for answer in answers} == {None, "credential_used"}
+    async with Client(here, headers).socket() as socket:
+        assert await socket.closed() == Closed(4401, "credential_used")
+    fresh = Client(here, await here.user(single_use=True))
+    async with fresh.socket() as socket:
+        assert (await socket.reply("ping"))["event"] == "pong"
+        assert (await socket.reply("ping"))["event"] == "pong"
+    assert (await fresh.call("GET", "/v1/conversations")).body["code"] == "credential_used"
+
+
+async def test_session_for_one_use_is_not_used_up_by_a_foreign_origin(running: Running) -> None:
+    """A page of another site that got hold of a single-use token takes nothing away from its owner."""
+    client = Client(running, await running.user(single_use=True))
+    assert (await client.call("GET", "/v1/conversations", Origin="https://evil.example")).status == 403
+    assert (await client.call("GET", "/v1/conversations", **ORIGIN)).status == 200

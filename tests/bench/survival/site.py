@@ -153,9 +153,9 @@ class Site:
             "HYPERLEAP_API_KEY": VENDOR_KEY,
             "HYPERLEAP_PERSONA_ID": PERSONA_ID,
             "HYPERLEAP_BASE_URL": base_url,
-            "GATEWAY_TURNS_PER_MIN_TENANT": MANY,
-            "GATEWAY_TURNS_PER_MIN_USER": MANY,
-            "GATEWAY_TURNS_PER_MIN_ADDRESS": MANY,
+            "GATEWAY_LIMITS_TENANT_REQUESTS_PER_MIN": MANY,
+            "GATEWAY_LIMITS_USER_REQUESTS_PER_MIN": MANY,
+            "GATEWAY_LIMITS_USER_CONCURRENT_TURNS": MANY,
             "GATEWAY_STREAMS_RETRY_MS": "200",  # else readers' own patience hides the gateway's time
             "GATEWAY_LOG_FORMAT": "json",
         }

@@ -1,0 +1,187 @@
+"""Opens sessions: what a key may mint, for whom, and within which bounds."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from gateway.core.errors import Code, GatewayError
+from gateway.core.identity import USER_ID_MAX_CHARS, Tenant, TenantId
+from gateway.core.keys import KeyKind, KeyRecord, parse_key
+from gateway.core.limits import CONCURRENT_TURNS_MAX, LIMIT_MAX, REQUESTS_PER_MIN_MAX
+from gateway.core.plan import ScopeLimits
+from gateway.options import SettingsError, normal_origin
+from gateway.services.auth import Auth
+from gateway.services.tokens import SESSION_LIMITS, TOKEN_PREFIX, Grant, Session
+from gateway.telemetry.logging import event as log_event
+
+logger = logging.getLogger(__name__)
+
+PERSONAS_MAX: Final = 64
+ORIGINS_MAX: Final = 32
+LIMITS_MAX: Final = dict(zip(SESSION_LIMITS, (REQUESTS_PER_MIN_MAX, LIMIT_MAX, CONCURRENT_TURNS_MAX), strict=True))
+
+
+class Sessions:
+    """Mints session tokens for those who show a key."""
+
+    def __init__(self, auth: Auth) -> None:
+        self._auth = auth
+
+    async def open(
+        self,
+        credential: str,
+        origin: str | None,
+        *,
+        user_id: str | None,
+        ttl_s: int | None,
+        personas: list[str] | None,
+        origins: list[str] | None,
+        visitor_id: str | None,
+        limits: Mapping[str, int] | None = None,
+        single_use: bool | None = None,
+    ) -> Session:
+        """Mint a session token for a secret key (a named user) or a publishable key (an anonymous visitor).
+
+        Raises GatewayError: credential_invalid, revoked, forbidden, missing_field, unknown_field, invalid_value,
+        persona_unknown, origin_not_allowed, anonymous_disabled, store_unavailable.
+        """
+        record, tenant = await self._proved(credential)
+        if record.kind is KeyKind.SECRET:
+            if visitor_id is not None:
+                raise GatewayError(Code.FORBIDDEN, "A secret key names its user in user_id.", field="visitor_id")
+            session = self.for_user(
+                tenant.id,
+                key_id=record.id,
+                user_id=user_id,
+                ttl_s=ttl_s,
+                personas=personas,
+                origins=origins,
+                limits=limits,
+                single_use=bool(single_use),
+            )
+        else:
+            decided: dict[str, object] = {"user_id": user_id, "personas": personas, "origins": origins}
+            decided |= {f"limits.{name}": value for name, value in (limits or {}).items()} | {"single_use": single_use}
+            for name, value in decided.items():
+                if value is not None:
+                    raise GatewayError(Code.FORBIDDEN, "A publishable key may not set this.", field=name)
+            session = self._open_anonymous(record, tenant, origin, self._auth.tokens.life_s(ttl_s), visitor_id)
+        log_event(
+            logger,
+            logging.INFO,
+            "session.opened",
+            tenant=tenant.id,
+            user=self._auth.user_hash(tenant.id, session.user_id),
+            anonymous=record.kind is not KeyKind.SECRET,
+            expires_at=session.expires_at,
+        )
+        return session
+
+    def for_user(
+        self,
+        tenant_id: TenantId,
+        *,
+        user_id: str | None,
+        ttl_s: int | None = None,
+        personas: list[str] | None = None,
+        origins: list[str] | None = None,
+        limits: Mapping[str, int] | None = None,
+        single_use: bool = False,
+        key_id: str | None = None,
+    ) -> Session:
+        """Mint a token for a named user of a known tenant.
+
+        Raises GatewayError: missing_field, invalid_value, persona_unknown.
+        """
+        tenant = self._auth.tenants[tenant_id]
+        life_s = self._auth.tokens.life_s(ttl_s)
+        user = _checked_user(user_id)
+        _check_personas(tenant, personas)
+        _check_origins(origins)
+        own_limits = _checked_limits(tenant, limits)
+        grant = Grant(
+            tenant=tenant.id,
+            user_id=user,
+            key_id=key_id,
+            personas=personas,
+            origins=origins,
+            limits=own_limits,
+            single_use=single_use,
+        )
+        return self._auth.tokens.mint(grant, life_s)
+
+    def _open_anonymous(
+        self, record: KeyRecord, tenant: Tenant, origin: str | None, ttl_s: int, visitor_id: str | None
+    ) -> Session:
+        if not tenant.anonymous:
+            raise GatewayError(Code.ANONYMOUS_DISABLED)
+        app = record.kind is KeyKind.APP
+        if not (app and origin is None) and origin not in tenant.origins | self._auth.own_origins:
+            raise GatewayError(
+                Code.ORIGIN_NOT_ALLOWED, "A publishable key works in a browser, from an origin that its tenant lists."
+            )
+        known = self._auth.tokens.visitor(tenant.id, visitor_id) if visitor_id is not None else None
+        visitor = known or f"anon-{uuid.uuid4()}"
+        grant = Grant(tenant=tenant.id, user_id=visitor, key_id=record.id, anonymous=True, app=app)
+        session = self._auth.tokens.mint(grant, ttl_s)
+        return replace(session, visitor_id=self._auth.tokens.visitor_id(tenant.id, visitor))
+
+    async def _proved(self, credential: str) -> tuple[KeyRecord, Tenant]:
+        if credential.startswith(TOKEN_PREFIX):
+            raise GatewayError(Code.FORBIDDEN, "A session token cannot open sessions; a key can.")
+        parsed = parse_key(credential)
+        tenant = self._auth.tenants.get(parsed.tenant) if parsed is not None else None
+        if parsed is None or tenant is None:
+            raise GatewayError(Code.CREDENTIAL_INVALID)
+        record = await self._auth.keys.prove(parsed)
+        if self._auth.tenant_revoked(tenant.id):
+            raise GatewayError(Code.REVOKED)
+        return record, tenant
+
+
+def _checked_user(user_id: str | None) -> str:
+    if user_id is None:
+        raise GatewayError(Code.MISSING_FIELD, "A secret key mints tokens for a named user.", field="user_id")
+    if not 0 < len(user_id) <= USER_ID_MAX_CHARS or not user_id.isprintable():
+        raise GatewayError(
+            Code.INVALID_VALUE, f"A user id has 1 to {USER_ID_MAX_CHARS} printable characters.", field="user_id"
+        )
+    return user_id
+
+
+def _check_origins(origins: list[str] | None) -> None:
+    """A token may be narrowed to origins; one that no browser sends would make it useless without a word."""
+    if origins is not None and len(origins) > ORIGINS_MAX:
+        raise GatewayError(Code.INVALID_VALUE, f"A token names at most {ORIGINS_MAX} origins.", field="origins")
+    for origin in origins or ():
+        try:
+            normal = normal_origin(origin)
+        except SettingsError:
+            normal = None
+        if normal != origin:
+            raise GatewayError(Code.INVALID_VALUE, "An origin is scheme://host[:port], in lower case.", field="origins")
+
+
+def _checked_limits(tenant: Tenant, limits: Mapping[str, int] | None) -> ScopeLimits | None:
+    """A session's limits lie within its tenant's plan; where that has none, within what a limit can be."""
+    for name, value in (limits or {}).items():
+        most = getattr(tenant.plan.user, name) or LIMITS_MAX[name]
+        if not 1 <= value <= most:
+            raise GatewayError(
+                Code.INVALID_VALUE,
+                f"A session's limit lies between 1 and what the tenant lets a user do, {most}.",
+                field=f"limits.{name}",
+            )
+    return ScopeLimits(**limits) if limits else None
+
+
+def _check_personas(tenant: Tenant, personas: list[str] | None) -> None:
+    if personas is not None and not 1 <= len(personas) <= PERSONAS_MAX:
+        raise GatewayError(Code.INVALID_VALUE, f"A token names 1 to {PERSONAS_MAX} personas.", field="personas")
+    for alias in personas or ():
+        if alias not in tenant.personas:
+            raise GatewayError(Code.PERSONA_UNKNOWN, field="personas")
