@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -69,7 +70,7 @@ class TurnPorts:
     rules: TurnRules
 
 
-class OwnedTurn:
+class OwnedTurn(ABC):
     """One turn in its owner's hands. ``run`` brings it to its ending; only that task writes it."""
 
     def __init__(
@@ -105,9 +106,9 @@ class OwnedTurn:
         self._done = asyncio.Event()
         self._settled: tuple[Ending, Message, Settlement] | None = None
 
+    @abstractmethod
     async def run(self) -> None:
         """Bring the turn to its ending and settle it."""
-        raise NotImplementedError
 
     async def ended(self) -> None:
         """Wait until the ending has been shown, or another worker has the turn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -50,7 +51,7 @@ class Reader(Protocol):
         """This window has nothing more for the reader: look again where the log goes on."""
 
 
-class Window:
+class Window(ABC):
     """The entries after position ``base``, without a gap. Not thread-safe; every method is synchronous."""
 
     __slots__ = ("_readers", "_shown", "base", "conversation_id", "error", "turn_id")
@@ -64,9 +65,9 @@ class Window:
         self._readers: list[Reader] = []
 
     @property
+    @abstractmethod
     def closed(self) -> bool:
         """Whether the log goes on elsewhere: in another window, or with nobody but the store."""
-        raise NotImplementedError
 
     @property
     def head(self) -> int:
