@@ -10,6 +10,7 @@ from typing import NewType
 
 from gateway.core.issuers import Issuer
 from gateway.core.plan import Plan, ScopeLimits
+from gateway.core.vendor_keys import DEFAULT_KEY, KeyLabel
 
 TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
@@ -66,6 +67,8 @@ class Tenant:
     plan: Plan = field(default_factory=Plan)
     disconnect: Disconnect = field(default_factory=Disconnect)
     issuers: tuple[Issuer, ...] = ()  # whose tokens are accepted beside the gateway's own
+    vendor_keys: tuple[KeyLabel, ...] = (DEFAULT_KEY,)  # by which Hyperleap is asked for it; all of one workspace
+    weight: int = 1  # its share of a vendor key that several tenants wait for
 
     def persona_named(self, persona_id: str | None) -> str | None:
         """Return the alias under which this tenant lists a vendor persona id, or None."""
