@@ -54,10 +54,11 @@ from gateway.store.uses import RedisUses
 from gateway.telemetry.metrics import Metrics
 from gateway.transports import conversations, docs, middleware, ops, page, tickets, turns, websocket
 from gateway.transports.edge import EDGE, Edge, EdgeRules
-from gateway.upstream.client import HyperleapClient, UpstreamRules
+from gateway.upstream.client import HyperleapClient
 from gateway.upstream.key_sets import HttpKeySets
 from gateway.upstream.observer import UpstreamObserver
 from gateway.upstream.pool import PoolSettings
+from gateway.upstream.rules import UpstreamRules
 
 REVOCATION_EXTRA_S: Final = 60.0  # beyond the longest token: the leeway between clocks
 

@@ -18,9 +18,12 @@ from gateway.core.turn import AnswerItem
 from gateway.simulator.server import Simulator, SimulatorSettings
 from gateway.upstream import client as client_module
 from gateway.upstream import errors
-from gateway.upstream.client import CODES, HyperleapChat, HyperleapClient, UpstreamRules, told
+from gateway.upstream.chat import HyperleapChat
+from gateway.upstream.client import HyperleapClient
+from gateway.upstream.codes import CODES, told
 from gateway.upstream.errors import UpstreamError
 from gateway.upstream.pool import PoolSettings
+from gateway.upstream.rules import UpstreamRules
 from tests.upstream.peer import PATIENCE_S, Exchange, Peer
 
 KEY = "vendor-key-that-must-never-leave"

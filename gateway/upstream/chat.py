@@ -1,0 +1,124 @@
+"""One answer under way: decoded as it arrives, under the clocks that end it when it takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.core.errors import Code, GatewayError
+from gateway.core.turn import ChatReceiver
+from gateway.protocol.hyperleap import StreamItem, read_items, refusal
+from gateway.protocol.json_array import ArrayError, ArrayTruncated, JsonArrayDecoder
+from gateway.upstream.codes import told
+from gateway.upstream.errors import UpstreamError
+from gateway.upstream.pool import Stream
+from gateway.upstream.rules import UpstreamRules
+
+
+class HyperleapChat:
+    """One answer under way: the pool's Receiver, the turn's Chat."""
+
+    def __init__(self, receiver: ChatReceiver, rules: UpstreamRules) -> None:
+        self._receiver = receiver
+        self._rules = rules
+        self._loop = asyncio.get_running_loop()
+        self._decoder = JsonArrayDecoder(StreamItem)
+        self._stream: Stream | None = None
+        self._unreturned_bytes = 0  # received before open_stream returned the stream
+        self._over = False
+        self._begun_s = self._heard_s = self._loop.time()
+        self._answering = False
+        self._clock: asyncio.TimerHandle | None = None
+
+    def bind(self, stream: Stream) -> None:
+        """Take the stream once the request is on a connection; callbacks may have come before."""
+        self._stream = stream
+        if self._over:
+            stream.cancel()
+            return
+        stream.consumed(self._unreturned_bytes)
+        self._begun_s = self._loop.time()
+        if not self._answering:
+            self._heard_s = self._begun_s
+        self._wind()
+
+    def cancel(self) -> None:
+        self._over = True
+        if self._clock is not None:
+            self._clock.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
+
+    # --- Receiver ------------------------------------------------------------------------------------------------
+
+    def headers_received(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if status != 200 and not self._over:
+            retry_after = next((value for name, value in headers if name == b"retry-after"), None)
+            self._end(refusal(status, retry_after.decode("latin-1") if retry_after is not None else None))
+
+    def data_received(self, data: bytes) -> None:
+        if self._stream is not None:
+            self._stream.consumed(len(data))
+        else:
+            self._unreturned_bytes += len(data)
+        if self._over:
+            return
+        self._heard_s = self._loop.time()
+        try:
+            items = self._decoder.feed(data)
+        except ArrayError:
+            self._end(GatewayError(Code.UPSTREAM_MALFORMED))
+            return
+        if items:
+            if not self._answering:
+                self._answering = True
+                self._wind()  # the clock between tokens may run out before that of the first token would have
+            self._receiver.chat_items(read_items(items))
+        if self._decoder.error is not None and not self._over:
+            self._end(GatewayError(Code.UPSTREAM_MALFORMED))
+
+    def stream_ended(self) -> None:
+        if self._over:
+            return
+        try:
+            self._decoder.finish()
+        except ArrayTruncated:
+            self._end(GatewayError(Code.UPSTREAM_TRUNCATED))
+        except ArrayError:
+            self._end(GatewayError(Code.UPSTREAM_MALFORMED))
+        else:
+            self._end(None)
+
+    def stream_failed(self, error: UpstreamError) -> None:
+        if not self._over:
+            self._end(told(error))
+
+    # --- clocks --------------------------------------------------------------------------------------------------
+
+    def _due(self) -> tuple[float, str, float]:
+        """When the next deadline falls, its name and its length."""
+        rules = self._rules
+        whole = (self._begun_s + rules.turn_timeout_s, "whole turn", rules.turn_timeout_s)
+        if self._answering:
+            silence = (self._heard_s + rules.between_tokens_timeout_s, "between tokens", rules.between_tokens_timeout_s)
+        else:
+            silence = (self._begun_s + rules.first_token_timeout_s, "first token", rules.first_token_timeout_s)
+        return min(whole, silence)
+
+    def _wind(self) -> None:
+        if self._stream is None:
+            return  # bind winds it
+        if self._clock is not None:
+            self._clock.cancel()
+        self._clock = self._loop.call_at(self._due()[0], self._ring)
+
+    def _ring(self) -> None:
+        """What was heard since the clock was wound only moves its deadline away, so it is looked at when it rings."""
+        due_s, name, length_s = self._due()
+        if self._loop.time() < due_s:
+            self._wind()
+        else:
+            self._end(GatewayError(Code.UPSTREAM_TIMEOUT, f"Hyperleap took longer than {length_s:g} s ({name})."))
+
+    def _end(self, error: GatewayError | None) -> None:
+        self.cancel()  # resets the stream if it is still open
+        self._receiver.chat_ended(error)
