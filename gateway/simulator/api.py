@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ _FORMS: dict[str, Form] = {
 class ApiSettings:
     """Holds what the API needs of the settings; see `gateway.simulator.server.SimulatorSettings`."""
 
-    api_keys: tuple[str, ...]
+    workspaces: tuple[tuple[str, ...], ...]  # the keys of each
     blob: bool
     personas: frozenset[str]
     persona_prompt: str | None
@@ -74,7 +75,10 @@ class Api:
         self._settings = settings
         self._bill = bill
         self._state = state
-        self._allowances = {key: Allowance(settings.limit_per_minute) for key in settings.api_keys}
+        self.refused: set[str] = set()  # keys that are not valid just now
+        self.served: Counter[str] = Counter()  # requests by valid key
+        self._workspaces = {key: number for number, keys in enumerate(settings.workspaces) for key in keys}
+        self._allowances = {key: Allowance(settings.limit_per_minute) for key in self._workspaces}
         self._blob_secret = secrets.token_urlsafe(12)
 
     def handle(self, exchange: Exchange) -> None:
@@ -85,16 +89,19 @@ class Api:
         if parts[0] == "_simulator":
             self._answer_own(exchange, parts[1:], query)
             return
-        allowance = self._allowance(exchange)
-        if allowance is None:
+        key = self._key(exchange)
+        if key is None:
             reply_error(exchange, ApiError(401, "unauthorized", "The API key is missing or not valid."))
-        elif not allowance.take():
+            return
+        self.served[key] += 1
+        allowance = self._allowances[key]
+        if not allowance.take():
             reply_too_many(exchange, allowance.wait_s(), allowance)
         elif exchange.method in {"POST", "PATCH"} and not _is_json(exchange.headers.get("content-type", "")):
             reply_unsupported(exchange)
         else:
             try:
-                self._answer(exchange, parts, query, allowance)
+                self._answer(exchange, parts, query, allowance, self._workspaces[key])
             except BadRequestError as error:
                 reply_bad_request(exchange, str(error))
             except RecursionError:
@@ -102,53 +109,60 @@ class Api:
             except ApiError as error:
                 reply_error(exchange, error, allowance.headers())
 
-    def _allowance(self, exchange: Exchange) -> Allowance | None:
+    def _key(self, exchange: Exchange) -> str | None:
         given = exchange.headers.get("x-hl-api-key")
         scheme, _, credential = exchange.headers.get("authorization", "").partition(" ")
         if given is None and scheme.lower() == "bearer":
             given = credential.strip()
-        return self._allowances.get(given) if given else None
+        return given if given in self._workspaces and given not in self.refused else None
 
-    def _answer(self, exchange: Exchange, parts: list[str], query: dict[str, list[str]], allowance: Allowance) -> None:
+    def _answer(
+        self, exchange: Exchange, parts: list[str], query: dict[str, list[str]], allowance: Allowance, workspace: int
+    ) -> None:
         token = query.get("continuationToken", [""])[0]
         headers = allowance.headers()
         match (exchange.method, parts):
             case ("POST", ["conversations"]):
-                self._show(exchange, self._create_general(exchange), headers)
+                self._show(exchange, self._create_general(exchange, workspace), headers)
             case ("POST", ["conversations", "persona"]):
-                self._show(exchange, self._create_persona(exchange), headers)
+                self._show(exchange, self._create_persona(exchange, workspace), headers)
             case ("GET", ["conversations"]):
-                self._list(exchange, lambda one: True, token, headers)
+                self._list(exchange, lambda one: one.workspace == workspace, token, headers)
             case ("GET", ["conversations", "persona", persona]):
                 persona_id = read_uuid(persona)
-                self._list(exchange, lambda one: one.persona_id == persona_id, token, headers)
+                self._list(
+                    exchange, lambda one: one.workspace == workspace and one.persona_id == persona_id, token, headers
+                )
             case ("GET", ["conversations", "user", user]):
-                self._list(exchange, lambda one: one.external_user_id == user, token, headers)
+                self._list(
+                    exchange, lambda one: one.workspace == workspace and one.external_user_id == user, token, headers
+                )
             case ("GET", ["conversations", conversation_id]):
-                self._show(exchange, self._find(conversation_id), headers)
+                self._show(exchange, self._find(conversation_id, workspace), headers)
             case ("PATCH", ["conversations", conversation_id, action]) if action in _FORMS:
-                self.chats.start(exchange, self._find(conversation_id), _FORMS[action], allowance)
+                self.chats.start(exchange, self._find(conversation_id, workspace), _FORMS[action], allowance)
             case ("PATCH", ["conversations", conversation_id, action]) if action in _CHANGES:
-                conversation = self._find(conversation_id)
+                conversation = self._find(conversation_id, workspace)
                 _CHANGES[action](conversation, bytes(exchange.body))
                 self._show(exchange, conversation, headers)
             case ("PATCH", ["conversations", conversation_id, "set-score", message_id]):
-                conversation = self._find(conversation_id)
+                conversation = self._find(conversation_id, workspace)
                 _score_message(conversation, read_uuid(message_id), bytes(exchange.body))
                 self._show(exchange, conversation, headers)
             case _:
                 reply_empty(exchange, 404)  # as ASP.NET answers a path that it does not know
 
-    def _find(self, text: str) -> Conversation:
+    def _find(self, text: str, workspace: int) -> Conversation:
         conversation = self.conversations.get(read_uuid(text))
-        if conversation is None:
+        if conversation is None or conversation.workspace != workspace:
             raise ApiError(404, "not_found", "The conversation was not found.")
         return conversation
 
-    def _create_general(self, exchange: Exchange) -> Conversation:
+    def _create_general(self, exchange: Exchange, workspace: int) -> Conversation:
         body = decode(exchange.body, CreateGeneral)
         system = body.system_message
         return self.conversations.create(
+            workspace=workspace,
             ai_system=_AI_SYSTEMS[body.ai_system],
             model=body.model,
             configuration=body.configuration,
@@ -158,13 +172,14 @@ class Api:
             messages=[Message(role="system", content=system)] if system else [],
         )
 
-    def _create_persona(self, exchange: Exchange) -> Conversation:
+    def _create_persona(self, exchange: Exchange, workspace: int) -> Conversation:
         body = decode(exchange.body, CreatePersona)
         persona_id, known = str(body.persona_id), self._settings.personas
         if known and persona_id not in known:
             raise ApiError(404, "not_found", "The persona was not found.")
         prompt = self._settings.persona_prompt
         return self.conversations.create(
+            workspace=workspace,
             persona_id=persona_id,
             persona_version_id=str(body.persona_version_id) if body.persona_version_id else None,
             replacements=body.replacements,

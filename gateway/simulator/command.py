@@ -48,6 +48,11 @@ def _list_faults(ctx: click.Context, param: click.Parameter, value: bool) -> Non
 )
 @click.option("--h2c", is_flag=True, help="HTTP/2 without TLS (prior knowledge) instead of TLS with ALPN.")
 @click.option("--api-key", default=DEFAULT_API_KEY, show_default=True, help="The key that callers must show.")
+@click.option("--more-api-key", "more_api_keys", multiple=True, help="Another key of the same workspace.")
+@click.option(
+    "--other-workspace", "other_workspaces", multiple=True, metavar="KEY[,KEY…]",
+    help="The keys of another workspace, which finds only its own conversations.",
+)  # fmt: skip
 @click.option(
     "--rate", type=click.FloatRange(0), default=25.0, show_default=True, help="Items a second and stream; 0: no limit."
 )
@@ -66,7 +71,7 @@ def _list_faults(ctx: click.Context, param: click.Parameter, value: bool) -> Non
 @click.option("--persona", "personas", multiple=True, help="A known persona id; without any, every UUID is one.")
 @click.option("--blob", is_flag=True, help="Keep messages behind a blob URI.")
 @click.option("--raw-utf8", is_flag=True, help="Send non-ASCII as UTF-8 instead of escapes.")
-@click.option("--limit-per-minute", type=click.IntRange(0), default=0, help="Plan limit of the key; 0: none.")
+@click.option("--limit-per-minute", type=click.IntRange(0), default=0, help="Plan limit of each key; 0: none.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), default=None,
     help="Keeps the CA and certificate over restarts (otherwise a temporary directory).",
@@ -88,6 +93,8 @@ def simulate(
     port: int,
     h2c: bool,
     api_key: str,
+    more_api_keys: tuple[str, ...],
+    other_workspaces: tuple[str, ...],
     rate: float,
     first_token_s: float,
     faults: tuple[Fault, ...],
@@ -113,6 +120,8 @@ def simulate(
             port=port,
             h2c=h2c,
             api_key=api_key,
+            more_api_keys=more_api_keys,
+            other_workspaces=tuple(tuple(keys.split(",")) for keys in other_workspaces),
             rate_per_s=rate,
             first_token_s=first_token_s,
             faults=faults,

@@ -61,9 +61,10 @@ class Message:
 
 @dataclass(slots=True, kw_only=True)
 class Conversation:
-    """Is one conversation; ``ordinal`` orders them by creation."""
+    """Is one conversation; ``ordinal`` orders them by creation, ``workspace`` says whose keys it is for."""
 
     ordinal: int
+    workspace: int = 0
     conversation_id: str = field(default_factory=lambda: str(uuid4()))
     ai_system: str | None = "azure-openai"
     model: str | None = "gpt-4o"

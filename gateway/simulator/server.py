@@ -28,10 +28,12 @@ class SimulatorSettings:
     """Says how the simulator behaves.
 
     ``port`` 0 picks a free one. ``rate_per_s`` is items a second and stream (0: as fast as flow control allows).
-    ``on_disconnect`` says what becomes of an answer whose reader left: ``finish`` completes, stores and bills it whole,
-    at its rate; ``drop`` stores and bills what was sent. ``personas`` are the known persona ids (empty: any).
-    ``blob`` keeps messages behind a URI. ``limit_per_minute`` is the plan limit of each key (0: none). ``data_dir``
-    keeps the certificates (None: a directory that lives as long as the server).
+    ``on_disconnect`` says what becomes of an answer whose reader left: ``finish`` completes, stores and bills it
+    whole, at its rate; ``drop`` stores and bills what was sent. ``more_api_keys`` are of one workspace with
+    ``api_key``, each of ``other_workspaces`` holds the keys of one more; a conversation is found by its workspace's
+    only. ``personas`` are the known persona ids (empty: any). ``blob`` keeps messages behind a URI.
+    ``limit_per_minute`` is the plan limit of each key (0: none). ``data_dir`` keeps the certificates (None: a
+    directory that lives as long as the server).
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +41,7 @@ class SimulatorSettings:
     h2c: bool = False
     api_key: str = DEFAULT_API_KEY
     more_api_keys: tuple[str, ...] = ()
+    other_workspaces: tuple[tuple[str, ...], ...] = ()
     rate_per_s: float = 25.0
     first_token_s: float = 0.0
     faults: tuple[Fault | str, ...] = ()
@@ -54,8 +57,11 @@ class SimulatorSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.api_key or self.rate_per_s < 0 or self.first_token_s < 0 or self.limit_per_minute < 0:
-            raise ValueError("the key must not be empty; rates, delays and limits must not be negative")
+        keys = [self.api_key, *self.more_api_keys, *(key for keys in self.other_workspaces for key in keys)]
+        if not all(keys) or len(set(keys)) < len(keys):
+            raise ValueError("a key must not be empty, and belongs to one workspace")
+        if self.rate_per_s < 0 or self.first_token_s < 0 or self.limit_per_minute < 0:
+            raise ValueError("rates, delays and limits must not be negative")
         if not 0 <= self.port <= 65535 or self.max_concurrent_streams < 1:
             raise ValueError("port must be from 0 to 65535 and max_concurrent_streams at least 1")
         object.__setattr__(self, "faults", _faults(self.faults))
@@ -141,15 +147,31 @@ class Simulator:
     @property
     def conversations(self) -> Conversations:
         """What is kept in memory; only while the server runs."""
+        return self._running.conversations
+
+    @property
+    def _running(self) -> Api:
         if self._api is None:
             raise RuntimeError("the simulator has not been started")
-        return self._api.conversations
+        return self._api
 
     def set_faults(self, *faults: Fault | str) -> None:
         """Replaces the faults of chats from now on and counts chats anew; raises ValueError for a bad one."""
         self._plan = FaultPlan(_faults(faults), self.settings.seed)
         if self._api is not None:
             self._api.chats.plan = self._plan
+
+    def refuse_key(self, api_key: str) -> None:
+        """Answers 401 to whoever shows this key from now on."""
+        self._running.refused.add(api_key)
+
+    def accept_key(self, api_key: str) -> None:
+        """Takes a refused key again."""
+        self._running.refused.discard(api_key)
+
+    def served(self, api_key: str) -> int:
+        """Returns how many requests showed this key while it was valid."""
+        return self._running.served[api_key]
 
     def set_max_streams(self, limit: int) -> None:
         """Tells open connections, and those to come, a new limit of concurrent streams."""
@@ -184,7 +206,7 @@ def _chat_settings(settings: SimulatorSettings) -> ChatSettings:
 
 def _api_settings(settings: SimulatorSettings) -> ApiSettings:
     return ApiSettings(
-        api_keys=(settings.api_key, *settings.more_api_keys),
+        workspaces=((settings.api_key, *settings.more_api_keys), *settings.other_workspaces),
         blob=settings.blob,
         personas=frozenset(persona.lower() for persona in settings.personas),
         persona_prompt=settings.persona_prompt,
