@@ -30,6 +30,7 @@ COLOURS = {"debug": "2", "info": "36", "warning": "33", "error": "31", "critical
 TEXT_MAX_CHARS = 500  # of an exception's words, which may quote what made it fail
 CAUSES_MAX = 5
 THROTTLED_MAX = 1024
+CONCEALED_MAX = 1024  # keys and their rotations over a process's life
 # Exceptions whose words are what a stranger sent; they are told to the sender, and their words kept out of the log
 STRANGERS_WORDS = ("aiohttp.http_exceptions",)
 
@@ -50,8 +51,19 @@ class Redactor:
     """Masks what looks like a credential, and the given secrets literally."""
 
     def __init__(self, secrets: Collection[Secret] = ()) -> None:
-        words = sorted((secret.reveal() for secret in secrets), key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(re.escape, words))) if words else None
+        self._words = {secret.reveal() for secret in secrets}
+        self._secrets: re.Pattern[str] | None = None
+        self._compile()
+
+    def learn(self, words: Collection[str]) -> None:
+        """Mask these words too, from now on."""
+        if not self._words.issuperset(words):
+            self._words.update(words)
+            self._compile()
+
+    def _compile(self) -> None:
+        longest_first = sorted(self._words, key=len, reverse=True)
+        self._secrets = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def text(self, text: str) -> str:
         """Return text without secrets, fit for UTF-8."""
@@ -105,7 +117,7 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
 class _Formatter(logging.Formatter):
     def __init__(self, redactor: Redactor, *, worker: str | None = None) -> None:
         super().__init__()
-        self._redactor = redactor
+        self.redactor = redactor
         self._worker = worker
 
     def facts(self, record: logging.LogRecord) -> dict[str, Any]:
@@ -115,20 +127,20 @@ class _Formatter(logging.Formatter):
             "ts": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": self._redactor.text(_message(record)),
+            "event": self.redactor.text(_message(record)),
         }
         if self._worker is not None:
             facts["worker"] = self._worker
         fields: dict[str, object] = getattr(record, "fields", {})
         for name, bound_id in (("request_id", REQUEST_ID.get()), ("turn_id", TURN_ID.get())):
             if bound_id is not None and name not in fields:
-                facts[name] = self._redactor.text(bound_id)
+                facts[name] = self.redactor.text(bound_id)
         for name, value in fields.items():
-            facts[f"{name}_" if name in ("ts", "level", "logger", "event", "error") else name] = self._redactor.value(
+            facts[f"{name}_" if name in ("ts", "level", "logger", "event", "error") else name] = self.redactor.value(
                 value
             )
         if record.exc_info and record.exc_info[1] is not None:
-            facts["error"] = self._redactor.error(record.exc_info[1])
+            facts["error"] = self.redactor.error(record.exc_info[1])
         return facts
 
 
@@ -192,6 +204,7 @@ def configure(
     """
     stream = stream if stream is not None else sys.stderr
     redactor = Redactor(secrets)
+    redactor.learn(_concealed)
     handler = _Handler(stream)
     terminal = stream.isatty()
     if settings.format == "console" or (settings.format == "auto" and terminal):
@@ -205,6 +218,20 @@ def configure(
     root.setLevel(settings.level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+_concealed: dict[str, None] = {}  # the latest last
+
+
+def conceal(secret: Secret) -> None:
+    """Mask a secret from now on, also after another ``configure``: one that came after the start, by a rotation."""
+    _concealed.pop(secret.reveal(), None)
+    _concealed[secret.reveal()] = None
+    if len(_concealed) > CONCEALED_MAX:
+        del _concealed[next(iter(_concealed))]
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler) and isinstance(handler.formatter, _Formatter):
+            handler.formatter.redactor.learn(_concealed)
 
 
 def event(

@@ -15,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.options import LoggingSettings, Secret
-from gateway.telemetry.logging import QUIET, Redactor, Throttle, bound, configure, event, throttled
+from gateway.telemetry import logging as logging_module
+from gateway.telemetry.logging import (
+    CONCEALED_MAX,
+    QUIET,
+    Redactor,
+    Throttle,
+    bound,
+    conceal,
+    configure,
+    event,
+    throttled,
+)
 
 logger = logging.getLogger("gateway.test")
 
@@ -253,6 +264,29 @@ def test_throttle_lets_one_through_and_counts_the_rest() -> None:
     assert throttle.admit("l", "other", 10) == 0
     now_s = 110.0
     assert [throttle.admit("l", "k", 10) for _ in range(2)] == [3, None]
+
+
+def test_concealed_secret_is_masked_from_then_on(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that comes after the start is masked as those of the start are, also once logs go elsewhere."""
+    monkeypatch.setattr(logging_module, "_concealed", {})
+    conceal(Secret("hl-rotated-1"))
+    conceal(Secret("hl-rotated-1-longer"))
+    logger.warning("hl-vendor-key hl-rotated-1 hl-rotated-1-longer hl-rotated-2")
+    later = io.StringIO()
+    configure(LoggingSettings(level="info"), stream=later)
+    logger.warning("hl-rotated-1")
+    assert lines(stream)[0]["event"] == "******** ******** ******** hl-rotated-2"
+    assert lines(later)[0]["event"] == "********"
+
+
+def test_concealed_secrets_cannot_grow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is rotated for years keeps the latest of its states masked."""
+    kept: dict[str, None] = {}
+    monkeypatch.setattr(logging_module, "_concealed", kept)
+    for n in range(CONCEALED_MAX + 100):
+        conceal(Secret(f"hl-{n}"))
+    assert len(kept) == CONCEALED_MAX
+    assert f"hl-{CONCEALED_MAX + 99}" in kept
 
 
 def test_throttle_forgets_the_oldest_keys() -> None:
