@@ -21,6 +21,7 @@ from msgspec.structs import force_setattr
 from gateway.core.identity import ALIAS, TENANT_ID
 from gateway.core.issuers import ALGORITHMS
 from gateway.core.limits import BUDGET_MAX, CONCURRENT_TURNS_MAX, LIMIT_MAX, REQUESTS_PER_MIN_MAX
+from gateway.core.vendor_keys import DEFAULT_KEY, KEY_LABEL, RING_MAX, WEIGHT_MAX, KeyLabel, PlanLimit
 from gateway.store_url import StoreUrl
 
 MASK = "********"
@@ -181,10 +182,17 @@ class RedisSettings(Section, frozen=True, kw_only=True):
 
 
 class UpstreamSettings(Section, frozen=True, kw_only=True):
-    """Hyperleap: the key, the address, the deadlines and the HTTP/2 connections."""
+    """Hyperleap: the keys ([access](access.md#vendor-keys)), the address, the deadlines and the HTTP/2 connections."""
 
-    api_key: Annotated[Secret | None, doc("The vendor key")] = None
+    api_key: Annotated[Secret | None, doc("The vendor key, by its label `default`")] = None
     api_key_file: Annotated[Path | None, doc("File that holds the vendor key, such as a mounted secret")] = None
+    keys_dir: Annotated[
+        Path | None, doc("Directory with further vendor keys, such as a mounted secret: the file `<label>` holds one")
+    ] = None
+    plan_limit: Annotated[
+        str | None,
+        doc("What the vendor's plan grants each key, such as `1,000/h + 50/min` or one of the two; unset: no limit"),
+    ] = None
     base_url: Annotated[str, doc("`https://` (HTTP/2 by ALPN) or `h2c://` (by prior knowledge)")] = (
         "https://api.hyperleapai.com"
     )
@@ -215,6 +223,7 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
         force_setattr(self, "base_url", _web_url("base_url", self.base_url, ("https", "h2c")))
         if self.api_key is not None and self.api_key_file is not None:
             raise SettingsError("api_key_file", "is given together with api_key; give one of them")
+        plan_limit(self.plan_limit)
         if self.persona_id is not None:
             force_setattr(self, "persona_id", _uuid("persona_id", self.persona_id))
         for host in self.blob_hosts:
@@ -239,6 +248,18 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
         if not re.fullmatch(r"[!-~]+", text):  # a header's value: visible ASCII, and one line only
             raise SettingsError(name, "the key must be one line of visible ASCII characters")
         return Secret(text)
+
+
+class VendorKeySettings(Section, frozen=True, kw_only=True):
+    """What is particular to the vendor key of this label."""
+
+    plan_limit: Annotated[str | None, doc("Its plan limit instead of `upstream.plan_limit`; `none`: it has none")] = (
+        None
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plan_limit(self.plan_limit)
 
 
 class TurnSettings(Section, frozen=True, kw_only=True):
@@ -428,6 +449,12 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
     limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
+    vendor_keys: Annotated[
+        tuple[str, ...], doc("Labels of the vendor keys that are used in turn, all of one workspace of the vendor's")
+    ] = (DEFAULT_KEY,)
+    weight: Annotated[
+        int, doc("Share of a vendor key for which several tenants wait, relative to theirs", ge=1, le=WEIGHT_MAX)
+    ] = 1
     issuers: Annotated[dict[str, IssuerSettings], doc("Issuers of tokens of the tenant's own, by a name of yours")] = (
         msgspec.field(default_factory=dict)
     )
@@ -441,6 +468,7 @@ class TenantSettings(Section, frozen=True, kw_only=True):
                 raise SettingsError(f"personas.{alias}", f"an alias must match {ALIAS.pattern}")
         force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
         time_zone(self.timezone)
+        key_ring(self.vendor_keys)
 
 
 class DefaultTenantSettings(Section, frozen=True, kw_only=True):
@@ -452,11 +480,37 @@ class DefaultTenantSettings(Section, frozen=True, kw_only=True):
     timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
     limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
+    vendor_keys: Annotated[
+        tuple[str, ...], doc("Labels of the vendor keys that are used in turn, all of one workspace of the vendor's")
+    ] = (DEFAULT_KEY,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
         time_zone(self.timezone)
+        key_ring(self.vendor_keys)
+
+
+def plan_limit(text: str | None) -> PlanLimit:
+    """Return the plan limit that is written; raises SettingsError."""
+    try:
+        return PlanLimit.parse(text) if text is not None else PlanLimit()
+    except ValueError as error:
+        raise SettingsError("plan_limit", str(error)) from None
+
+
+def key_ring(labels: tuple[str, ...]) -> tuple[KeyLabel, ...]:
+    """Return the labels of a tenant's vendor keys; raises SettingsError."""
+    if not 1 <= len(labels) <= RING_MAX:
+        raise SettingsError("vendor_keys", f"name 1 to {RING_MAX} keys")
+    for label in labels:
+        if not KEY_LABEL.fullmatch(label):
+            raise SettingsError(
+                "vendor_keys", f"{label[:64]!r} is no label of a key; one must match {KEY_LABEL.pattern}"
+            )
+        if labels.count(label) > 1:
+            raise SettingsError("vendor_keys", f"names {label} more than once")
+    return tuple(KeyLabel(label) for label in labels)
 
 
 def time_zone(name: str) -> tzinfo:

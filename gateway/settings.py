@@ -15,6 +15,7 @@ import msgspec
 from gateway.core.identity import Disconnect, DisconnectPolicy, Persona, Tenant, TenantId
 from gateway.core.issuers import Issuer
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
+from gateway.core.vendor_keys import KEY_LABEL, KeyLabel, PlanLimit
 from gateway.options import (
     MASK,
     DefaultTenantSettings,
@@ -35,10 +36,13 @@ from gateway.options import (
     TenantSettings,
     TurnSettings,
     UpstreamSettings,
+    VendorKeySettings,
     WebSocketSettings,
     check_tenant_id,
     default_data_dir,
     field_metas,
+    key_ring,
+    plan_limit,
     reason,
     time_zone,
 )
@@ -62,6 +66,7 @@ __all__ = [
     "TenantSettings",
     "TurnSettings",
     "UpstreamSettings",
+    "VendorKeySettings",
     "WebSocketSettings",
     "load",
     "reference",
@@ -109,10 +114,14 @@ class Settings(Section, frozen=True, kw_only=True):
     websocket: WebSocketSettings = WebSocketSettings()
     sessions: SessionSettings = SessionSettings()
     logging: LoggingSettings = LoggingSettings()
+    vendor_keys: dict[str, VendorKeySettings] = msgspec.field(default_factory=dict)
     plans: dict[str, LimitSettings] = msgspec.field(default_factory=dict)
     tenants: dict[str, TenantSettings] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for label in self.vendor_keys:
+            if not KEY_LABEL.fullmatch(label):
+                raise SettingsError(f"vendor_keys.{label}", f"a key's label must match {KEY_LABEL.pattern}")
         for tenant_id in self.tenants:
             check_tenant_id(tenant_id)
             plan = self.tenants[tenant_id].plan
@@ -148,8 +157,14 @@ class Settings(Section, frozen=True, kw_only=True):
             timezone=default.timezone,
             limits=default.limits,
             disconnect=default.disconnect,
+            vendor_keys=default.vendor_keys,
         )
         return {DEFAULT_TENANT: self._tenant(DEFAULT_TENANT, tenant)}
+
+    def plan_limit(self, label: KeyLabel) -> PlanLimit:
+        """Return what the vendor's plan grants a key: its own limit, else that of every key."""
+        own = self.vendor_keys.get(label)
+        return plan_limit(own.plan_limit if own is not None and own.plan_limit else self.upstream.plan_limit)
 
     def _tenant(self, tenant_id: TenantId, settings: TenantSettings) -> Tenant:
         plan = self.plans[settings.plan] if settings.plan is not None else LimitSettings()
@@ -374,6 +389,8 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) 
             grace_s=settings.disconnect.grace_s,
             after_grace=DisconnectPolicy(settings.disconnect.after_grace),
         ),
+        vendor_keys=key_ring(settings.vendor_keys),
+        weight=settings.weight,
     )
 
 
@@ -402,6 +419,7 @@ def reference() -> str:
             for key, env, default, text in _rows(kind, name, ENV_PREFIX[name])
         ]
     tables: dict[str, type[Section]] = {
+        "vendor_keys.<label>": VendorKeySettings,
         "plans.<name>": LimitSettings,
         "tenants.<id>": TenantSettings,
         "tenants.<id>.personas.<alias>": PersonaSettings,

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import settings as settings_module
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
+from gateway.core.vendor_keys import DEFAULT_KEY, KeyLabel, PlanLimit
 from gateway.options import normal_origin
 from gateway.settings import (
     Secret,
@@ -232,6 +233,14 @@ def test_load_foreign_variables_are_ignored() -> None:
         ("[upstream]\nauth_header = 'cookie'\n", "upstream.auth_header", "invalid enum"),
         ("[upstream]\napi_key = 'k'\napi_key_file = 'f'\n", "upstream.api_key_file", "one of them"),
         ("[upstream]\nblob_hosts = ['https://x']\n", "upstream.blob_hosts", "host name"),
+        ("[upstream]\nplan_limit = '10/s'\n", "upstream.plan_limit", "<requests>/h"),
+        ("[vendor_keys.acme]\nplan_limit = '0/h'\n", "vendor_keys.acme.plan_limit", "between 1 and"),
+        ("[vendor_keys.Acme]\n", "vendor_keys.Acme", "must match"),
+        ("[default_tenant]\nvendor_keys = []\n", "default_tenant.vendor_keys", "1 to 16"),
+        (TENANTS.replace("anonymous = true", "vendor_keys = ['../x']"), "tenants.acme.vendor_keys", "no label"),
+        (TENANTS.replace("anonymous = true", "vendor_keys = ['a', 'a']"), "tenants.acme.vendor_keys", "more than once"),
+        (TENANTS.replace("anonymous = true", "weight = 0"), "tenants.acme.weight", "at least 1"),
+        (TENANTS.replace("anonymous = true", "weight = 101"), "tenants.acme.weight", "at most 100"),
         ("[ledger]\nlook_up_s = []\n", "ledger.look_up_s", "one or more"),
         ("[ledger]\nlook_up_s = [2.0, 0.0]\n", "ledger.look_up_s", "above 0"),
         ("[logging]\nlevel = 'loud'\n", "logging.level", "invalid enum"),
@@ -414,6 +423,42 @@ def test_upstream_key_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="one line") as caught:
         UpstreamSettings(api_key=Secret("hl-key\r\nx: y")).key()
     assert "hl-key" not in str(caught.value)
+
+
+def test_tenant_values_hold_vendor_keys_and_weight(tmp_path: Path) -> None:
+    """A tenant asks with the keys that it names, by default with the default one; and so does the default tenant."""
+    (tenant,) = load(write(tmp_path, TENANTS), HOME).tenant_values().values()
+    assert (tenant.vendor_keys, tenant.weight) == (("default",), 1)
+    text = TENANTS.replace("anonymous = true", 'vendor_keys = ["acme", "acme-2"]\nweight = 5')
+    (tenant,) = load(write(tmp_path, text), HOME).tenant_values().values()
+    assert (tenant.vendor_keys, tenant.weight) == (("acme", "acme-2"), 5)
+    environ = {**HOME, "HYPERLEAP_PERSONA_ID": PERSONA, "GATEWAY_VENDOR_KEYS": "one, two"}
+    (tenant,) = load(None, environ).tenant_values().values()
+    assert tenant.vendor_keys == ("one", "two")
+
+
+def test_plan_limit_is_the_keys_own_else_that_of_all(tmp_path: Path) -> None:
+    """One plan limit is for every key, a key may have another one or none; nothing given is no limit."""
+    text = """
+[upstream]
+plan_limit = "1,000/h + 50/min"
+[vendor_keys.acme]
+plan_limit = "100/h"
+[vendor_keys.free]
+plan_limit = "none"
+[vendor_keys.plain]
+"""
+    settings = load(write(tmp_path, text), HOME)
+    for label, limit in {
+        "default": PlanLimit(1000, 50),
+        "plain": PlanLimit(1000, 50),
+        "acme": PlanLimit(100, None),
+        "free": PlanLimit(),
+    }.items():
+        assert settings.plan_limit(KeyLabel(label)) == limit
+    environ = {**HOME, "HYPERLEAP_PLAN_LIMIT": "20,000/h"}
+    assert load(None, environ).plan_limit(DEFAULT_KEY) == PlanLimit(20_000)
+    assert load(None, HOME).plan_limit(DEFAULT_KEY) == PlanLimit()
 
 
 def test_sections_constructed_in_code_are_checked_too() -> None:
