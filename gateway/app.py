@@ -37,6 +37,7 @@ from gateway.services.sweeper import Sweeper
 from gateway.services.tickets import TicketRules, Tickets
 from gateway.services.tokens import SessionRules, SessionTokens, Signer
 from gateway.services.turns import Turns
+from gateway.services.vendor import Vendor
 from gateway.services.vendor_copy import AfterLoss, VendorCopies
 from gateway.services.watches import Watches
 from gateway.settings import Settings
@@ -55,8 +56,10 @@ from gateway.telemetry.metrics import Metrics
 from gateway.transports import conversations, docs, middleware, ops, page, tickets, turns, websocket
 from gateway.transports.edge import EDGE, Edge, EdgeRules
 from gateway.upstream.client import HyperleapClient
+from gateway.upstream.key_files import KeyFiles
 from gateway.upstream.key_sets import HttpKeySets
-from gateway.upstream.observer import UpstreamObserver
+from gateway.upstream.keyring import KeyRing
+from gateway.upstream.observer import KeyObserver, UpstreamObserver
 from gateway.upstream.pool import PoolSettings
 from gateway.upstream.rules import UpstreamRules
 
@@ -72,6 +75,7 @@ class Gateway:
 
     settings: Settings
     redis: Redis
+    key_ring: KeyRing
     upstream: HyperleapClient
     auth: Auth
     key_sets: KeySets
@@ -141,7 +145,10 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         connections=settings.redis.connections,
         observer=metrics.redis_called,
     )
-    upstream = upstream_client(settings, metrics.upstream)
+    ring = vendor_key_ring(settings, metrics.vendor_keys)
+    ring.require(tenants)
+    upstream = upstream_client(settings, ring, metrics.upstream)
+    vendor = Vendor(upstream, ring)
     worker = WorkerId(worker_id or uuid.uuid4().hex)
     rules = settings.turns
     log = RedisEventLog(
@@ -185,17 +192,17 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         RedisCreationKeys(redis, ttl_s=rules.idempotency_ttl_s),
         call_timeout_s=settings.upstream.call_timeout_s,
     )
-    owned = Conversations(store, upstream, admission, creations)
+    owned = Conversations(store, vendor, admission, creations)
     roster, showing, watches = Roster(), Showing(log), Watches(log)
     ports = TurnPorts(
-        upstream=upstream,
+        vendor=vendor,
         log=log,
         journal=Journal(log, interval_s=rules.append_interval_s, heartbeat_s=rules.heartbeat_s),
         showing=showing,
         metrics=metrics,
         rules=TurnRules(answer_max_chars=rules.answer_max_chars, message_max_chars=rules.message_max_chars),
     )
-    copies = VendorCopies(upstream)
+    copies = VendorCopies(vendor)
     after_loss = AfterLoss(settings.upstream.after_disconnect, RedisHabits(redis))
     recovery = Recovery(
         ports,
@@ -222,7 +229,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         auth=auth,
         sessions=Sessions(auth),
         conversations=owned,
-        feedback=FeedbackService(owned, store, upstream, admission, metrics),
+        feedback=FeedbackService(owned, store, vendor, admission, metrics),
         turns=turns_service,
         subscriptions=Subscriptions(
             roster=roster,
@@ -240,6 +247,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     gateway = Gateway(
         settings=settings,
         redis=redis,
+        key_ring=ring,
         upstream=upstream,
         auth=auth,
         key_sets=key_sets,
@@ -283,16 +291,20 @@ def public_app(edge: Edge, *, with_page: bool) -> web.Application:
     return app
 
 
-def upstream_client(settings: Settings, observer: UpstreamObserver | None) -> HyperleapClient:
+def vendor_key_ring(settings: Settings, observer: KeyObserver | None = None) -> KeyRing:
+    """Build the ring of all vendor keys, of which none has been read yet."""
+    return KeyRing(KeyFiles(settings.upstream), observer=observer)
+
+
+def upstream_client(settings: Settings, keys: KeyRing, observer: UpstreamObserver | None) -> HyperleapClient:
     """Build the vendor's client alone; raises SettingsError, ValueError or OSError."""
-    return HyperleapClient(_upstream_rules(settings), _pool_settings(settings), observer=observer)
+    return HyperleapClient(_upstream_rules(settings), keys, _pool_settings(settings), observer=observer)
 
 
 def _upstream_rules(settings: Settings) -> UpstreamRules:
     upstream = settings.upstream
     return UpstreamRules(
         base_url=upstream.base_url,
-        api_key=upstream.key().reveal(),
         auth_header=upstream.auth_header,
         ca_file=upstream.ca_file,
         queue_timeout_s=upstream.queue_timeout_s,

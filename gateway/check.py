@@ -12,6 +12,7 @@ from gateway.store.facts import store_fault, store_name
 from gateway.store.redis import Redis
 from gateway.upstream.client import HyperleapClient
 from gateway.upstream.errors import ConnectFailed
+from gateway.upstream.key_files import KeyFiles, labels_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,23 @@ def check_secrets(settings: Settings) -> Finding:
     except SettingsError as error:
         return Finding("secrets", False, str(error))
     return Finding("secrets", True, "pepper and signing key can be read")
+
+
+def check_keys(settings: Settings) -> list[Finding]:
+    """Say of each vendor key that a tenant asks with where it is and whether it can be read."""
+    files, tenants = KeyFiles(settings.upstream), settings.tenant_values()
+    findings = []
+    for label in labels_of(tenants):
+        users = ", ".join(tenant.id for tenant in tenants.values() if label in tenant.vendor_keys)
+        try:
+            files.read(label)
+        except SettingsError as error:
+            findings.append(Finding(f"vendor key {label}", False, f"{error} (tenants: {users})"))
+        else:
+            limit = settings.plan_limit(label)
+            words = f"{files.place(label)} can be read, plan limit {limit} (tenants: {users})"
+            findings.append(Finding(f"vendor key {label}", True, words))
+    return findings
 
 
 async def check_store(settings: Settings) -> Finding:

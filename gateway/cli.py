@@ -101,14 +101,13 @@ def demo(
 ) -> None:
     """Try it all on this machine: a stand-in Hyperleap, a store, the gateway and a chat page."""
     from gateway import demo as parts
+    from gateway.core.vendor_keys import DEFAULT_KEY
 
     arguments = (*(() if rate is None else ("--rate", str(rate))), *(f"--fault={fault}" for fault in faults))
     # A key for the real Hyperleap that happens to be set is left alone: the demo never calls out.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("HYPERLEAP_")}
     overrides = _overrides(port, internal_port, redis_url, workers)
-    base = load_settings(
-        config, environ, overrides | {"upstream.api_key": "unused", "upstream.persona_id": parts.PERSONA_ID}
-    )
+    base = load_settings(config, environ, overrides | {"upstream.persona_id": parts.PERSONA_ID}, vendor_key=False)
     data_dir = base.server.data_dir / "demo"
 
     async def run() -> None:
@@ -122,6 +121,7 @@ def demo(
                     "upstream.base_url": stand_in.url,
                     "upstream.ca_file": stand_in.ca_file,
                     "upstream.api_key": stand_in.api_key,
+                    "default_tenant.vendor_keys": (DEFAULT_KEY,),
                     "upstream.persona_id": parts.PERSONA_ID,
                     "default_tenant.anonymous": True,
                     **parts.UNLIMITED,
@@ -147,10 +147,14 @@ def check(config: Path | None, redis_url: str | None) -> None:
     from rich.table import Table
 
     from gateway import check as checks
-    from gateway.app import upstream_client
+    from gateway.app import upstream_client, vendor_key_ring
+    from gateway.settings import SettingsError
 
-    settings = load_settings(config, os.environ, _overrides(None, None, redis_url, None))
-    settings.tenant_values()
+    settings = load_settings(config, os.environ, _overrides(None, None, redis_url, None), vendor_key=False)
+    try:
+        keys = checks.check_keys(settings)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
     console = Console(highlight=False)
     table = Table("setting", "value", title="Effective settings", title_justify="left", box=None)
     for key, value in _flat(settings.effective(), ""):
@@ -158,9 +162,10 @@ def check(config: Path | None, redis_url: str | None) -> None:
     console.print(table)
 
     async def run() -> list[checks.Finding]:
-        client = upstream_client(settings, None)
+        client = upstream_client(settings, vendor_key_ring(settings), None)
         try:
             return [
+                *keys,
                 checks.check_secrets(settings),
                 await checks.check_store(settings),
                 await checks.check_upstream(client, settings.upstream.base_url),

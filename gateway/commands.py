@@ -27,17 +27,19 @@ def load_settings(
 ) -> Settings:
     """Load the settings and send the log where they say; raises click.ClickException.
 
-    ``vendor_key``: the command is of no use without one.
+    ``vendor_key``: the command is of no use without the keys that its tenants ask Hyperleap with.
     """
     from gateway.settings import SettingsError, load
     from gateway.store.embedded import is_gone
     from gateway.telemetry.logging import configure
+    from gateway.upstream.key_files import KeyFiles
 
     if is_gone(environ.get("GATEWAY_REDIS_URL", "")):  # a shell that has sourced an env file may start anew
         environ = {name: value for name, value in environ.items() if name != "GATEWAY_REDIS_URL"}
     try:
         settings = load(config, environ, overrides)
-        configure(settings.logging, secrets=[settings.upstream.key()] if vendor_key else [])
+        keys = KeyFiles(settings.upstream).require(settings.tenant_values()) if vendor_key else {}
+        configure(settings.logging, secrets=list(keys.values()))
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
     return settings

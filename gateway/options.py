@@ -231,24 +231,6 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
                 raise SettingsError("blob_hosts", f"{host!r} is not a host name")
         force_setattr(self, "blob_hosts", tuple(host.lower() for host in self.blob_hosts))
 
-    def key(self) -> Secret:
-        """Return the vendor key, read anew when it is in a file. Raises SettingsError when there is none."""
-        if self.api_key_file is not None:
-            name = "HYPERLEAP_API_KEY_FILE"
-            try:
-                text = self.api_key_file.read_text("utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(name, f"cannot read {self.api_key_file}: {reason(error)}") from None
-            if not text:
-                raise SettingsError(name, f"{self.api_key_file} is empty")
-        elif self.api_key is not None:
-            name, text = "HYPERLEAP_API_KEY", self.api_key.reveal().strip()
-        else:
-            raise SettingsError("HYPERLEAP_API_KEY", "give the vendor key, or HYPERLEAP_API_KEY_FILE with a file of it")
-        if not re.fullmatch(r"[!-~]+", text):  # a header's value: visible ASCII, and one line only
-            raise SettingsError(name, "the key must be one line of visible ASCII characters")
-        return Secret(text)
-
 
 class VendorKeySettings(Section, frozen=True, kw_only=True):
     """What is particular to the vendor key of this label."""

@@ -103,7 +103,7 @@ async def run(control_fd: int) -> bool:
 
 async def _serve(launch: Launch, control: Control, post: _Post) -> None:
     settings = load(Path(launch.config) if launch.config else None, os.environ, launch.overrides)
-    configure(settings.logging, secrets=[settings.upstream.key()], worker=str(launch.slot))
+    configure(settings.logging, worker=str(launch.slot))  # the keys are masked as they are read
     async with contextlib.AsyncExitStack() as stack:
         deadline = stack.enter_context(HardDeadline())
         secrets = load_secrets(settings, embedded=launch.embedded or launch.made_secrets)

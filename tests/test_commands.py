@@ -384,6 +384,45 @@ async def test_check_unreachable_upstream_fails_without_showing_the_key(tmp_path
         assert VENDOR_KEY not in out + err
 
 
+async def test_check_shows_each_vendor_key_by_its_label_and_never_the_key(tmp_path: Path) -> None:
+    """``check`` says of every key that a tenant uses where it is and whether it can be read, and fails where not."""
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "acme").write_text(VENDOR_KEY)
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        f"""
+[vendor_keys.acme]
+plan_limit = "1,000/h"
+[tenants.acme]
+vendor_keys = ["acme", "acme-2"]
+personas.default.persona_id = "{PERSONA_ID}"
+[tenants.umbrella]
+vendor_keys = ["acme"]
+personas.default.persona_id = "{PERSONA_ID}"
+""",
+        "utf-8",
+    )
+    async with Simulator(SimulatorSettings(api_key=VENDOR_KEY, h2c=True)) as upstream:
+        environ = {"HYPERLEAP_KEYS_DIR": str(keys), "HYPERLEAP_BASE_URL": upstream.url}
+        async with run(tmp_path, "check", "--config", str(config), **environ) as command:
+            out, err = await command.finish()
+        assert command.process.returncode == 1
+        assert f"ok    vendor key acme: {keys / 'acme'} can be read, plan limit 1000/h (tenants: acme, umbrella)" in out
+        assert "FAIL  vendor key acme-2: HYPERLEAP_KEYS_DIR: cannot read" in out
+        assert VENDOR_KEY not in out + err
+        async with run(tmp_path, "serve", "--config", str(config), "--port", "0", **environ) as command:
+            out, err = await command.finish()
+        assert command.process.returncode == 1
+        assert "tenants.acme.vendor_keys: key acme-2" in err
+        (keys / "acme-2").write_text(f"{VENDOR_KEY}-2\n")
+        async with run(tmp_path, "check", "--config", str(config), **environ) as command:
+            out, err = await command.finish()
+        assert command.process.returncode == 0, out + err
+        assert "vendor key default" not in out
+        assert VENDOR_KEY not in out + err
+
+
 async def test_settings_with_a_typo_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
     """A misspelt variable stops the start and names the one that was meant."""
     async with run(tmp_path, "check", HYPERLEAP_API_KEY=VENDOR_KEY, GATEWAY_PROT="1") as command:

@@ -19,7 +19,6 @@ from gateway.settings import (
     Settings,
     SettingsError,
     TurnSettings,
-    UpstreamSettings,
     load,
     reference,
 )
@@ -398,31 +397,6 @@ def test_secret_in_refused_value_is_not_repeated() -> None:
     """An error about a secret setting does not quote it."""
     assert "s3cret" not in str(refused(environ={"GATEWAY_REDIS_URL": "s3cret@host"}))
     assert "s3cret" not in str(refused(environ={"HYPERLEAP_BASE_URL": "https://me:s3cret@host"}))
-
-
-def test_upstream_key_in_file_is_read_stripped(tmp_path: Path) -> None:
-    """A mounted secret works with the newline that editors add, and is read again after a rotation."""
-    path = tmp_path / "key"
-    path.write_text("hl-key\n")
-    upstream = UpstreamSettings(api_key_file=path)
-    assert upstream.key().reveal() == "hl-key"
-    path.write_text("hl-new")
-    assert upstream.key().reveal() == "hl-new"
-
-
-def test_upstream_key_that_cannot_work_is_refused(tmp_path: Path) -> None:
-    """A key that is missing, empty or no header value is refused with the variable's name."""
-    path = tmp_path / "key"
-    with pytest.raises(SettingsError, match="HYPERLEAP_API_KEY_FILE: cannot read"):
-        UpstreamSettings(api_key_file=path).key()
-    path.write_text(" \n")
-    with pytest.raises(SettingsError, match="is empty"):
-        UpstreamSettings(api_key_file=path).key()
-    with pytest.raises(SettingsError, match="HYPERLEAP_API_KEY: give"):
-        UpstreamSettings().key()
-    with pytest.raises(SettingsError, match="one line") as caught:
-        UpstreamSettings(api_key=Secret("hl-key\r\nx: y")).key()
-    assert "hl-key" not in str(caught.value)
 
 
 def test_tenant_values_hold_vendor_keys_and_weight(tmp_path: Path) -> None:

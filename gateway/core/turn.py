@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.core.conversation import ConversationId, Feedback, VendorConversation
 from gateway.core.errors import GatewayError
+from gateway.core.vendor_keys import KeyLabel
 
 TurnId = NewType("TurnId", str)
 
@@ -96,7 +97,10 @@ class Chat(Protocol):
 
 
 class Upstream(Protocol):
-    """The vendor. Every method raises GatewayError with an ``upstream_*`` code, never the vendor's words."""
+    """The vendor, asked with one of a tenant's keys by its label.
+
+    Every method raises GatewayError with an ``upstream_*`` code, never the vendor's words.
+    """
 
     async def create_conversation(
         self,
@@ -106,16 +110,19 @@ class Upstream(Protocol):
         replacements: Mapping[str, Any],
         metadata: Mapping[str, Any],
         external_user_id: str,
+        key: KeyLabel,
     ) -> VendorConversation: ...
 
-    async def open_chat(self, conversation_id: ConversationId, message: str, receiver: ChatReceiver) -> Chat:
+    async def open_chat(
+        self, conversation_id: ConversationId, message: str, receiver: ChatReceiver, *, key: KeyLabel
+    ) -> Chat:
         """Send the message; return once it is on its way. Cancelling the await leaves no stream behind."""
         ...
 
-    async def read_conversation(self, conversation_id: ConversationId) -> VendorConversation | None:
+    async def read_conversation(self, conversation_id: ConversationId, *, key: KeyLabel) -> VendorConversation | None:
         """Read a conversation with its messages; None when the vendor does not know it."""
         ...
 
     async def score_message(
-        self, conversation_id: ConversationId, message_id: str, feedback: Feedback
+        self, conversation_id: ConversationId, message_id: str, feedback: Feedback, *, key: KeyLabel
     ) -> VendorConversation: ...

@@ -91,7 +91,7 @@ class Accounting:
         if asked.message_id is None and asked.question is None:
             return None  # other turns may have followed: nobody can say which answer is this one's
         try:
-            copy = await self._copies.answer(estimate.conversation_id, asked)
+            copy = await self._copies.answer(tenant, estimate.conversation_id, asked)
         except GatewayError:
             return None
         if copy is None:

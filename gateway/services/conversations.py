@@ -13,10 +13,10 @@ from gateway.core.conversation import Conversation, ConversationId, Conversation
 from gateway.core.errors import Code, GatewayError
 from gateway.core.idempotency import checked_key
 from gateway.core.identity import Persona, Principal
-from gateway.core.turn import Upstream
 from gateway.services.admission import Admission
 from gateway.services.clock import timestamp
 from gateway.services.creations import Creations
+from gateway.services.vendor import Vendor
 
 METADATA_MAX_ENTRIES = 32
 EXTRAS_MAX_BYTES = 16_384  # of metadata, and of replacements: both are kept in the store for a week
@@ -27,11 +27,9 @@ EXACT_BELOW: Final = 2.0**53  # whole numbers from here on are not told apart by
 class Conversations:
     """Every method checks that the conversation belongs to the principal; one that does not is not found."""
 
-    def __init__(
-        self, store: ConversationStore, upstream: Upstream, admission: Admission, creations: Creations
-    ) -> None:
+    def __init__(self, store: ConversationStore, vendor: Vendor, admission: Admission, creations: Creations) -> None:
         self._store = store
-        self._upstream = upstream
+        self._vendor = vendor
         self._admission = admission
         self._creations = creations
         self._reads: dict[tuple[str, ConversationId], asyncio.Task[Conversation]] = {}
@@ -71,12 +69,16 @@ class Conversations:
 
         async def ask() -> Conversation:
             await self._admission.admit(principal, "create", address, persona.alias)
-            entry = await self._upstream.create_conversation(
-                persona_id=persona.persona_id,
-                persona_version_id=persona.persona_version_id,
-                replacements=replacements,
-                metadata=metadata,
-                external_user_id=principal.external_user_id,
+            entry = await self._vendor.ask(
+                principal.tenant,
+                lambda key: self._vendor.upstream.create_conversation(
+                    persona_id=persona.persona_id,
+                    persona_version_id=persona.persona_version_id,
+                    replacements=replacements,
+                    metadata=metadata,
+                    external_user_id=principal.external_user_id,
+                    key=key,
+                ),
             )
             return _owned_by(principal, persona.alias, entry, timestamp())
 
@@ -131,7 +133,9 @@ class Conversations:
 
     async def _read(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
         await self._admission.admit(principal, "read", None)  # guessing ids must not spend the vendor's plan limit
-        entry = await self._upstream.read_conversation(conversation_id)
+        entry = await self._vendor.ask(
+            principal.tenant, lambda key: self._vendor.upstream.read_conversation(conversation_id, key=key)
+        )
         if entry is None or entry.is_deleted or entry.external_user_id != principal.external_user_id:
             raise GatewayError(Code.NOT_FOUND)
         alias = principal.tenant.persona_named(entry.persona_id)

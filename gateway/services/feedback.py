@@ -16,10 +16,10 @@ from gateway.core.conversation import (
 )
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import Principal
-from gateway.core.turn import Upstream
 from gateway.services.admission import Admission
 from gateway.services.clock import timestamp
 from gateway.services.conversations import Conversations
+from gateway.services.vendor import Vendor
 from gateway.telemetry.metrics import Metrics
 
 COMMENTS_MAX_CHARS: Final = 4000
@@ -35,13 +35,13 @@ class FeedbackService:
         self,
         conversations: Conversations,
         store: ConversationStore,
-        upstream: Upstream,
+        vendor: Vendor,
         admission: Admission,
         metrics: Metrics,
     ) -> None:
         self._conversations = conversations
         self._store = store
-        self._upstream = upstream
+        self._vendor = vendor
         self._admission = admission
         self._metrics = metrics
 
@@ -84,7 +84,10 @@ class FeedbackService:
     async def _give(
         self, principal: Principal, conversation: Conversation, message_id: str, feedback: Feedback
     ) -> None:
-        await self._upstream.score_message(conversation.id, message_id, feedback)
+        await self._vendor.ask(
+            principal.tenant,
+            lambda key: self._vendor.upstream.score_message(conversation.id, message_id, feedback, key=key),
+        )
         await self._store.put_feedback(principal.tenant.id, conversation.id, message_id, feedback)
         self._metrics.feedback_given(principal.tenant.id, conversation.persona, feedback.score)
 

@@ -33,12 +33,13 @@ from gateway.core.events import (
 )
 from gateway.core.identity import Disconnect, Tenant, WorkerId
 from gateway.core.ledger import Settlement
-from gateway.core.turn import StopReason, TurnId, TurnState, Upstream, Usage, estimate_usage
+from gateway.core.turn import StopReason, TurnId, TurnState, Usage, estimate_usage
 from gateway.services.clock import timestamp
 from gateway.services.journal import Journal
 from gateway.services.live_log import LiveLog
 from gateway.services.presence import Presence
 from gateway.services.showing import Showing
+from gateway.services.vendor import Vendor
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
@@ -62,7 +63,7 @@ class TurnRules:
 class TurnPorts:
     """What a turn works with: the vendor, the log and its journal, other workers, the metrics, and its bounds."""
 
-    upstream: Upstream
+    vendor: Vendor
     log: EventLog
     journal: Journal
     showing: Showing

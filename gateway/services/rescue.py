@@ -128,7 +128,7 @@ class Rescue(OwnedTurn):
     async def _look(self) -> Message | None:
         """Ask the vendor once, no longer than until the turn is over; raises GatewayError, TimeoutError."""
         asked = self._asked._replace(message_id=self._message_id)
-        look = asyncio.ensure_future(self._copies.answer(self.heading.conversation_id, asked))
+        look = asyncio.ensure_future(self._copies.answer(self.tenant, self.heading.conversation_id, asked))
         try:
             first: set[asyncio.Future[Any]] = {look, self._over}
             await asyncio.wait(first, timeout=LOOK_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)

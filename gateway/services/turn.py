@@ -28,6 +28,7 @@ from gateway.core.events import (
 )
 from gateway.core.identity import Tenant
 from gateway.core.turn import AnswerItem, Chat, StopReason, Usage
+from gateway.core.vendor_keys import KeyLabel
 from gateway.services.allowance import Allowance
 from gateway.services.owned_turn import UNUSED, OwnedTurn, TurnPorts
 
@@ -52,6 +53,7 @@ class Turn(OwnedTurn):
         self._waiting: list[AnswerItem] | None = None  # what came while the store was asked for more of a budget
         self._waited_end: tuple[GatewayError | None] | None = None
         self._announced = False
+        self._again: asyncio.Future[KeyLabel] = asyncio.get_running_loop().create_future()  # what to send it again with
 
     # --- ChatReceiver: called from the upstream connection -------------------------------------------------------
 
@@ -82,7 +84,11 @@ class Turn(OwnedTurn):
     def chat_ended(self, error: GatewayError | None, /) -> None:
         if self._waiting is not None:
             self._waited_end = (error,)
-        elif not self._over.done():
+        elif self._over.done():
+            return
+        elif not self._again.done() and (other := self._ports.vendor.spare(self.tenant, error)) is not None:
+            self._again.set_result(other)
+        else:
             self._over.set_result(error)
 
     def _extended(self, goes_on: bool) -> None:
@@ -135,8 +141,23 @@ class Turn(OwnedTurn):
 
     async def run(self) -> None:
         """Send the message, wait for the answer's end and settle it. Only this task writes the ending."""
+        await self._send(self._ports.vendor.key(self.tenant))
+        first: set[asyncio.Future[Any]] = {self._again, self._over}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not self._over.done():  # the key was refused before anything was taken in
+            await self._send(self._again.result())
+        error = await self._over
+        if self._allowance is not None:
+            self._allowance.close()
+        if await self._close():
+            await self._settle(self._ending(error))
+
+    async def _send(self, key: KeyLabel) -> None:
+        """Send the message and return once it is on its way, or the turn is over before."""
         opening = asyncio.ensure_future(
-            self._ports.upstream.open_chat(self.heading.conversation_id, self.heading.message.content, self)
+            self._ports.vendor.upstream.open_chat(
+                self.heading.conversation_id, self.heading.message.content, self, key=key
+            )
         )
         first: set[asyncio.Future[Any]] = {opening, self._over}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -153,11 +174,6 @@ class Turn(OwnedTurn):
             self._usage = UNUSED
         if self._over.done() and self._chat is not None:
             self._chat.cancel()  # a stop that fell between the two; no effect on an answer that ended by itself
-        error = await self._over
-        if self._allowance is not None:
-            self._allowance.close()
-        if await self._close():
-            await self._settle(self._ending(error))
 
     def _ending(self, error: GatewayError | None) -> Ending:
         ids = (self._message_id, self._run_id)

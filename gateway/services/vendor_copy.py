@@ -11,7 +11,9 @@ from typing import Final, Literal, NamedTuple, Protocol
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import GatewayError
 from gateway.core.events import TurnRecord
-from gateway.core.turn import Upstream, Usage
+from gateway.core.identity import Tenant
+from gateway.core.turn import Usage
+from gateway.services.vendor import Vendor
 from gateway.telemetry.logging import event as log_event
 
 READS_MAX: Final = 8  # at once, so that a lost worker's turns do not spend the vendor's plan limit in one burst
@@ -95,14 +97,16 @@ class Asked(NamedTuple):
 class VendorCopies:
     """Reads conversations at the vendor, a few at once."""
 
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+    def __init__(self, vendor: Vendor) -> None:
+        self._vendor = vendor
         self._room = asyncio.Semaphore(READS_MAX)
 
-    async def answer(self, conversation_id: ConversationId, asked: Asked) -> Message | None:
+    async def answer(self, tenant: Tenant, conversation_id: ConversationId, asked: Asked) -> Message | None:
         """Return the vendor's copy of one turn's answer, or None when there is none (yet). Raises GatewayError."""
         async with self._room:
-            found = await self._upstream.read_conversation(conversation_id)
+            found = await self._vendor.ask(
+                tenant, lambda key: self._vendor.upstream.read_conversation(conversation_id, key=key)
+            )
         return find_answer(found.messages, asked) if found is not None else None
 
 

@@ -26,6 +26,7 @@ from gateway.core.ledger import Source
 from gateway.core.turn import StopReason, TurnState
 from gateway.telemetry.families import OTHER, WORDS_MAX, Axis, Families, Family, Words
 from gateway.telemetry.histogram import Histogram
+from gateway.telemetry.vendor_keys import VendorKeyMetrics
 from gateway.telemetry.workers import WorkersMetrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -228,6 +229,7 @@ class Metrics:
             "gateway_event_loop_lag_seconds", "How late the event loop runs what is due", SHORT_SECONDS
         )
         self.upstream = UpstreamMetrics(make)
+        self.vendor_keys = VendorKeyMetrics(make)
         build = make.gauge("gateway_build_info", "Always 1", Axis(("version",), 1), Axis(("python",), 1))
         build.add(1, __version__, platform.python_version())
         ProcessCollector(registry=make.registry)

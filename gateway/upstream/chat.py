@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.turn import ChatReceiver
@@ -17,9 +18,11 @@ from gateway.upstream.rules import UpstreamRules
 class HyperleapChat:
     """One answer under way: the pool's Receiver, the turn's Chat."""
 
-    def __init__(self, receiver: ChatReceiver, rules: UpstreamRules) -> None:
+    def __init__(self, receiver: ChatReceiver, rules: UpstreamRules, answered: Callable[[int | None], None]) -> None:
+        """``answered`` is told the status once, or None when the chat is over without one."""
         self._receiver = receiver
         self._rules = rules
+        self._answered: Callable[[int | None], None] | None = answered
         self._loop = asyncio.get_running_loop()
         self._decoder = JsonArrayDecoder(StreamItem)
         self._stream: Stream | None = None
@@ -43,6 +46,7 @@ class HyperleapChat:
 
     def cancel(self) -> None:
         self._over = True
+        self._tell(None)
         if self._clock is not None:
             self._clock.cancel()
         if self._stream is not None:
@@ -51,6 +55,7 @@ class HyperleapChat:
     # --- Receiver ------------------------------------------------------------------------------------------------
 
     def headers_received(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._tell(status)
         if status != 200 and not self._over:
             retry_after = next((value for name, value in headers if name == b"retry-after"), None)
             self._end(refusal(status, retry_after.decode("latin-1") if retry_after is not None else None))
@@ -118,6 +123,11 @@ class HyperleapChat:
             self._wind()
         else:
             self._end(GatewayError(Code.UPSTREAM_TIMEOUT, f"Hyperleap took longer than {length_s:g} s ({name})."))
+
+    def _tell(self, status: int | None) -> None:
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered(status)
 
     def _end(self, error: GatewayError | None) -> None:
         self.cancel()  # resets the stream if it is still open

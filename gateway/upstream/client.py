@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ import httpx
 from gateway.core.conversation import ConversationId, Feedback, VendorConversation
 from gateway.core.errors import Code, GatewayError
 from gateway.core.turn import ChatReceiver
+from gateway.core.vendor_keys import KeyLabel
 from gateway.protocol.hyperleap import (
     decode_entry,
     encode_create,
@@ -29,6 +31,7 @@ from gateway.upstream.chat import HyperleapChat
 from gateway.upstream.codes import told
 from gateway.upstream.dial import ProbeFacts
 from gateway.upstream.errors import UpstreamError
+from gateway.upstream.keyring import Credential, KeyRing
 from gateway.upstream.observer import UpstreamObserver
 from gateway.upstream.origin import tls_context
 from gateway.upstream.pool import Pool, PoolFacts, PoolSettings
@@ -39,33 +42,28 @@ ANSWER_MAX_BYTES: Final = 32 * 1024 * 1024  # a conversation with its messages, 
 
 
 class HyperleapClient:
-    """The Upstream port over one pool of HTTP/2 connections."""
+    """The Upstream port over one pool of HTTP/2 connections, which all keys share."""
 
     def __init__(
         self,
         rules: UpstreamRules,
+        keys: KeyRing,
         pool_settings: PoolSettings,
         *,
         observer: UpstreamObserver | None = None,
     ) -> None:
         """Raises ValueError for a base URL that cannot be used, OSError for a CA file that cannot be read."""
         self._rules = rules
+        self._keys = keys
         self._pool = Pool(rules.base_url, settings=pool_settings, ca_file=rules.ca_file, observer=observer)
         parts = urlsplit(rules.base_url)
         self._prefix = parts.path.rstrip("/")
-        name, value = rules.credential
-        self._chat_headers = [
-            (name.encode(), value.encode()),
-            (b"content-type", b"application/json"),
-            (b"accept", b"application/json"),
-            (b"accept-encoding", b"identity"),  # a compressed stream would be buffered on its way
-            (b"user-agent", b"hyperleap-gateway"),
-        ]
+        self._chat_headers: dict[KeyLabel, tuple[Credential, list[tuple[bytes, bytes]]]] = {}
         scheme = "https" if parts.scheme == "https" else "http"
         self._http = httpx.AsyncClient(
             transport=Http2Transport(self._pool, owns_pool=True),
             base_url=f"{scheme}://{parts.netloc}{self._prefix}",
-            headers={name: value, "accept": "application/json", "accept-encoding": "identity"},
+            headers={"accept": "application/json", "accept-encoding": "identity"},
             timeout=httpx.Timeout(rules.call_timeout_s, pool=rules.queue_timeout_s),
         )
 
@@ -80,19 +78,25 @@ class HyperleapClient:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def open_chat(self, conversation_id: ConversationId, message: str, receiver: ChatReceiver) -> HyperleapChat:
-        chat = HyperleapChat(receiver, self._rules)
+    async def open_chat(
+        self, conversation_id: ConversationId, message: str, receiver: ChatReceiver, *, key: KeyLabel
+    ) -> HyperleapChat:
+        credential = self._keys.take(key)
+        chat = HyperleapChat(receiver, self._rules, partial(self._keys.answered, credential))
         try:
             stream = await self._pool.open_stream(
                 "PATCH",
                 f"{self._prefix}/conversations/{conversation_id}/chat-http2",
-                self._chat_headers,
+                self._headers(credential),
                 encode_message(message),
                 chat,
                 deadline_s=self._rules.queue_timeout_s,
             )
-        except UpstreamError as error:
-            raise told(error) from error
+        except BaseException as error:
+            chat.cancel()
+            if isinstance(error, UpstreamError):
+                raise told(error) from error
+            raise
         chat.bind(stream)
         return chat
 
@@ -104,6 +108,7 @@ class HyperleapClient:
         replacements: Mapping[str, Any],
         metadata: Mapping[str, Any],
         external_user_id: str,
+        key: KeyLabel,
     ) -> VendorConversation:
         body = encode_create(
             persona_id=persona_id,
@@ -112,18 +117,18 @@ class HyperleapClient:
             metadata=metadata,
             external_user_id=external_user_id,
         )
-        return read_entry(decode_entry(await self._call("POST", "/conversations/persona", body)))
+        return read_entry(decode_entry(await self._call("POST", "/conversations/persona", body, key)))
 
     async def score_message(
-        self, conversation_id: ConversationId, message_id: str, feedback: Feedback
+        self, conversation_id: ConversationId, message_id: str, feedback: Feedback, *, key: KeyLabel
     ) -> VendorConversation:
         body = encode_score(message_id, feedback)
         path = f"/conversations/{conversation_id}/set-score/{message_id}"
-        return read_entry(decode_entry(await self._call("PATCH", path, body)))
+        return read_entry(decode_entry(await self._call("PATCH", path, body, key)))
 
-    async def read_conversation(self, conversation_id: ConversationId) -> VendorConversation | None:
+    async def read_conversation(self, conversation_id: ConversationId, *, key: KeyLabel) -> VendorConversation | None:
         try:
-            entry = decode_entry(await self._call("GET", f"/conversations/{conversation_id}", None))
+            entry = decode_entry(await self._call("GET", f"/conversations/{conversation_id}", None, key))
         except GatewayError as error:
             if error.vendor_status == 404:
                 return None
@@ -131,13 +136,34 @@ class HyperleapClient:
         blob = await self._fetch_blob(entry.blob_uri) if entry.in_blob and entry.blob_uri else None
         return read_entry(entry, blob)
 
-    async def _call(self, method: str, path: str, body: bytes | None) -> bytes:
-        headers = {"content-type": "application/json"} if body is not None else {}
+    def _headers(self, credential: Credential) -> list[tuple[bytes, bytes]]:
+        """Return the headers of a chat, built once for each state of each key."""
+        cached = self._chat_headers.get(credential.label)
+        if cached is not None and cached[0] is credential:
+            return cached[1]
+        name, value = self._rules.header(credential.secret)
+        headers = [
+            (name.encode(), value.encode()),
+            (b"content-type", b"application/json"),
+            (b"accept", b"application/json"),
+            (b"accept-encoding", b"identity"),  # a compressed stream would be buffered on its way
+            (b"user-agent", b"hyperleap-gateway"),
+        ]
+        self._chat_headers[credential.label] = credential, headers
+        return headers
+
+    async def _call(self, method: str, path: str, body: bytes | None, key: KeyLabel) -> bytes:
+        credential = self._keys.take(key)
+        headers = dict([self._rules.header(credential.secret)])
+        if body is not None:
+            headers["content-type"] = "application/json"
+        status: int | None = None
         try:
             async with asyncio.timeout(self._rules.call_timeout_s):
                 async with self._http.stream(method, path, content=body, headers=headers) as response:
-                    if response.status_code != 200 and response.status_code != 201:
-                        raise refusal(response.status_code, response.headers.get("retry-after"))
+                    status = response.status_code
+                    if status != 200 and status != 201:
+                        raise refusal(status, response.headers.get("retry-after"))
                     return await _read(response)
         except TimeoutError:
             raise GatewayError(
@@ -147,6 +173,8 @@ class HyperleapClient:
             raise _translate(error, Code.UPSTREAM_TIMEOUT) from error
         except httpx.HTTPError as error:
             raise _translate(error, Code.UPSTREAM_UNAVAILABLE) from error
+        finally:
+            self._keys.answered(credential, status)
 
     async def _fetch_blob(self, uri: str) -> bytes | None:
         """Fetch a transcript that is kept apart, without our key and from hosts that a setting allows; else None."""

@@ -50,3 +50,24 @@ class SilentObserver:
 
     def goaway_received(self, code: int) -> None:
         pass
+
+
+class KeyObserver(Protocol):
+    """Is told of vendor keys by their labels, on the event loop, at once; must neither block nor raise."""
+
+    def key_found(self, label: str) -> None: ...  # it can be read, and is taken to work; once a label
+    def key_health_changed(self, label: str, *, healthy: bool) -> None: ...
+    def key_answered(self, label: str, outcome: str) -> None: ...  # of a closed set
+
+
+class SilentKeyObserver:
+    """Looks away."""
+
+    def key_found(self, label: str) -> None:
+        pass
+
+    def key_health_changed(self, label: str, *, healthy: bool) -> None:
+        pass
+
+    def key_answered(self, label: str, outcome: str) -> None:
+        pass

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.options import Secret
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamRules:
-    """Where Hyperleap is, how it knows us, and how long anything may take."""
+    """Where Hyperleap is, in which header it wants a key, and how long anything may take."""
 
     base_url: str
-    api_key: str
     auth_header: str = "x-hl-api-key"
     ca_file: Path | None = None
     queue_timeout_s: float = 10.0
@@ -21,11 +22,7 @@ class UpstreamRules:
     call_timeout_s: float = 30.0
     blob_hosts: frozenset[str] = frozenset()
 
-    def __repr__(self) -> str:
-        return f"UpstreamRules(base_url={self.base_url!r}, api_key='***')"
-
-    @property
-    def credential(self) -> tuple[str, str]:
-        """The header that carries the vendor key."""
-        value = f"Bearer {self.api_key}" if self.auth_header == "authorization" else self.api_key
-        return self.auth_header, value
+    def header(self, key: Secret) -> tuple[str, str]:
+        """Return the header that carries a vendor key."""
+        value = key.reveal()
+        return self.auth_header, f"Bearer {value}" if self.auth_header == "authorization" else value

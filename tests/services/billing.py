@@ -9,6 +9,7 @@ from random import Random
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.turn import AnswerItem, ChatReceiver
+from gateway.core.vendor_keys import KeyLabel
 from tests.services.stage import PlayedChat, PlayedVendor
 
 
@@ -25,10 +26,12 @@ class BillingVendor(PlayedVendor):
         self._random = random
         self._plays: set[asyncio.Task[None]] = set()
 
-    async def open_chat(self, conversation_id: ConversationId, message: str, receiver: ChatReceiver) -> PlayedChat:
+    async def open_chat(
+        self, conversation_id: ConversationId, message: str, receiver: ChatReceiver, *, key: KeyLabel
+    ) -> PlayedChat:
         if self._random.random() < 0.1:
             raise GatewayError(Code.UPSTREAM_RATE_LIMITED, vendor_status=429)
-        chat = await super().open_chat(conversation_id, message, receiver)
+        chat = await super().open_chat(conversation_id, message, receiver, key=key)
         play = asyncio.get_running_loop().create_task(self._play(chat))
         self._plays.add(play)
         play.add_done_callback(self._plays.discard)

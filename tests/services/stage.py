@@ -24,6 +24,8 @@ from gateway.core.identity import (
 from gateway.core.limits import SLOT_LEASE_US
 from gateway.core.plan import Plan, ScopeLimits
 from gateway.core.turn import AnswerItem, ChatReceiver, TurnId
+from gateway.core.vendor_keys import KeyLabel
+from gateway.options import Secret, UpstreamSettings
 from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
 from gateway.services.conversations import Conversations
@@ -40,6 +42,7 @@ from gateway.services.roster import Roster
 from gateway.services.showing import Showing
 from gateway.services.subscriptions import Subscription, Subscriptions
 from gateway.services.turns import Started, Turns
+from gateway.services.vendor import Vendor
 from gateway.services.vendor_copy import AfterDisconnect, AfterLoss, VendorCopies
 from gateway.services.watches import Watches
 from gateway.services.window import Batch
@@ -51,6 +54,8 @@ from gateway.store.ledger import RedisLedger
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
 from gateway.telemetry.metrics import Metrics
+from gateway.upstream.key_files import KeyFiles
+from gateway.upstream.keyring import KeyRing
 
 PATIENCE_S = 5.0  # for what must happen; reached only by a failing test
 ADDRESS = "192.0.2.1"
@@ -105,6 +110,7 @@ class PlayedVendor:
         self.created: list[dict[str, Any]] = []
         self.scores: list[tuple[str, str, Feedback]] = []
         self.reads = 0
+        self.keys: list[KeyLabel] = []  # that were asked with, in order
         self.gate: asyncio.Event | None = None
         self.refusal: Exception | None = None
         self.left_waiting = 0
@@ -123,7 +129,8 @@ class PlayedVendor:
         self.conversations[conversation_id] = VendorConversation(conversation_id, external_user_id, **wanted)
         return conversation_id
 
-    async def _pass(self) -> None:
+    async def _pass(self, key: KeyLabel) -> None:
+        self.keys.append(key)
         if self.gate is not None:
             try:
                 await self.gate.wait()
@@ -141,26 +148,29 @@ class PlayedVendor:
         replacements: Mapping[str, Any],
         metadata: Mapping[str, Any],
         external_user_id: str,
+        key: KeyLabel,
     ) -> VendorConversation:
-        await self._pass()
+        await self._pass(key)
         self.created.append({"persona_id": persona_id, "replacements": dict(replacements)})
         return self.conversations[self.add(external_user_id, persona_id=persona_id, metadata=dict(metadata))]
 
-    async def open_chat(self, conversation_id: ConversationId, message: str, receiver: ChatReceiver) -> PlayedChat:
-        await self._pass()
+    async def open_chat(
+        self, conversation_id: ConversationId, message: str, receiver: ChatReceiver, *, key: KeyLabel
+    ) -> PlayedChat:
+        await self._pass(key)
         chat = PlayedChat(conversation_id, message, receiver)
         self.chats.append(chat)
         return chat
 
-    async def read_conversation(self, conversation_id: ConversationId) -> VendorConversation | None:
+    async def read_conversation(self, conversation_id: ConversationId, *, key: KeyLabel) -> VendorConversation | None:
         self.reads += 1
-        await self._pass()
+        await self._pass(key)
         return self.conversations.get(conversation_id)
 
     async def score_message(
-        self, conversation_id: ConversationId, message_id: str, feedback: Feedback
+        self, conversation_id: ConversationId, message_id: str, feedback: Feedback, *, key: KeyLabel
     ) -> VendorConversation:
-        await self._pass()
+        await self._pass(key)
         self.scores.append((conversation_id, message_id, feedback))
         return self.conversations[conversation_id]
 
@@ -282,24 +292,26 @@ class Stage:
             disconnect=disconnect or Disconnect(),
         )
         tenants = {self.tenant.id: self.tenant}
+        self.keys = KeyRing(KeyFiles(UpstreamSettings(api_key=Secret("key-of-the-stage"))))
+        asked = Vendor(self.vendor, self.keys)
         self.metrics = Metrics({self.tenant.id: list(self.tenant.personas)})
         self.limiter = RedisLimiter(self.store, slot_lease_us=slot_lease_us)
         self.admission = admission = Admission(self.limiter, b"pepper", self.metrics)
         self.holdings = Holdings(self.limiter, lease_us=slot_lease_us)
         self.creation_keys = RedisCreationKeys(self.store, ttl_s=100)
         self.creations = Creations(self.cache, self.creation_keys, call_timeout_s=call_timeout_s)
-        self.conversations = Conversations(self.cache, self.vendor, admission, self.creations)
+        self.conversations = Conversations(self.cache, asked, admission, self.creations)
         self.roster, self.showing, self.watches = Roster(), Showing(self.log), Watches(self.log)
         self.journal = Journal(self.log, interval_s=interval_s, heartbeat_s=heartbeat_s)
         ports = TurnPorts(
-            upstream=self.vendor,
+            vendor=asked,
             log=self.log,
             journal=self.journal,
             showing=self.showing,
             metrics=self.metrics,
             rules=TurnRules(answer_max_chars=answer_max_chars, message_max_chars=message_max_chars),
         )
-        copies = VendorCopies(self.vendor)
+        copies = VendorCopies(asked)
         self.habits = OwnHabits()
         after_loss = AfterLoss(after_disconnect, self.habits)
         self.recovery = Recovery(
@@ -335,7 +347,7 @@ class Stage:
             conversations=self.conversations,
             settling=lambda: self.store.healthy_s() < 2,
         )
-        self.feedback = FeedbackService(self.conversations, self.cache, self.vendor, admission, self.metrics)
+        self.feedback = FeedbackService(self.conversations, self.cache, asked, admission, self.metrics)
         self._readings: list[Reading] = []
 
     async def aclose(self) -> None:

@@ -27,6 +27,7 @@ from gateway.telemetry.metrics import (
     reference,
     watch_loop,
 )
+from gateway.telemetry.vendor_keys import OUTCOMES as KEY_OUTCOMES
 from gateway.upstream.observer import CloseReason, UpstreamObserver
 
 TENANTS = {"acme": ("support", "sales"), "umbrella": ("default",)}
@@ -273,6 +274,8 @@ def abuse(metrics: Metrics, word: str, number: int) -> None:
     metrics.upstream.connection_closed(word)
     metrics.upstream.stream_reset(number, by_peer=True)
     metrics.upstream.goaway_received(number)
+    metrics.vendor_keys.key_health_changed(word, healthy=number % 2 == 0)
+    metrics.vendor_keys.key_answered(word, word)
 
 
 def fill(metrics: Metrics) -> None:
@@ -309,6 +312,12 @@ def fill(metrics: Metrics) -> None:
                 metrics.feedback_given(tenant, persona, score)
         for n in range(40):
             metrics.limit_refused(tenant, f"limit{n}")
+    for label in ("default", "acme"):
+        metrics.vendor_keys.key_found(label)
+    for label in ("default", "acme", "other"):
+        metrics.vendor_keys.key_health_changed(label, healthy=False)
+        for outcome in (*KEY_OUTCOMES, "other"):
+            metrics.vendor_keys.key_answered(label, outcome)
     for transport in (*TRANSPORTS, "other"):
         metrics.stream_opened(transport)
         metrics.resumed(transport, 1)

@@ -15,6 +15,8 @@ import pytest
 from gateway.core.conversation import ConversationId, Feedback
 from gateway.core.errors import Code, GatewayError
 from gateway.core.turn import AnswerItem
+from gateway.core.vendor_keys import DEFAULT_KEY
+from gateway.options import Secret, UpstreamSettings
 from gateway.simulator.server import Simulator, SimulatorSettings
 from gateway.upstream import client as client_module
 from gateway.upstream import errors
@@ -22,6 +24,8 @@ from gateway.upstream.chat import HyperleapChat
 from gateway.upstream.client import HyperleapClient
 from gateway.upstream.codes import CODES, told
 from gateway.upstream.errors import UpstreamError
+from gateway.upstream.key_files import KeyFiles
+from gateway.upstream.keyring import KeyRing
 from gateway.upstream.pool import PoolSettings
 from gateway.upstream.rules import UpstreamRules
 from tests.upstream.peer import PATIENCE_S, Exchange, Peer
@@ -112,8 +116,9 @@ class Bench:
     async def client(self, server: Simulator | Peer, **options: Any) -> HyperleapClient:
         pool = options.pop("pool", PoolSettings(connect_timeout_s=2.0))
         ca_file = server.ca_file if isinstance(server, Simulator) else None
-        wanted: dict[str, Any] = {"base_url": server.url, "api_key": KEY, "ca_file": ca_file, **options}
-        client = HyperleapClient(UpstreamRules(**wanted), pool)
+        wanted: dict[str, Any] = {"base_url": server.url, "ca_file": ca_file, **options}
+        keys = KeyRing(KeyFiles(UpstreamSettings(api_key=Secret(KEY))))
+        client = HyperleapClient(UpstreamRules(**wanted), keys, pool)
         self._stack.push_async_callback(client.aclose)
         return client
 
@@ -131,6 +136,7 @@ async def conversation(client: HyperleapClient, **fields: Any) -> ConversationId
         "replacements": {},
         "metadata": {},
         "external_user_id": "acme:h",
+        "key": DEFAULT_KEY,
         **fields,
     }
     return (await client.create_conversation(**wanted)).id
@@ -139,7 +145,7 @@ async def conversation(client: HyperleapClient, **fields: Any) -> ConversationId
 async def ask(client: HyperleapClient, message: str) -> Answer:
     """Open a conversation and send it a message."""
     answer = Answer()
-    await client.open_chat(await conversation(client), message, answer)
+    await client.open_chat(await conversation(client), message, answer, key=DEFAULT_KEY)
     return answer
 
 
@@ -156,10 +162,11 @@ async def test_client_creates_chats_scores_and_reads(bench: Bench, h2c: bool) ->
         replacements={"name": "Ann"},
         metadata={"a": "b"},
         external_user_id="acme:h",
+        key=DEFAULT_KEY,
     )
     assert (created.external_user_id, created.persona_id, created.metadata) == ("acme:h", PERSONA, {"a": "b"})
     answer = Answer()
-    await client.open_chat(created.id, "#echo #citations Grüße 😀", answer)
+    await client.open_chat(created.id, "#echo #citations Grüße 😀", answer, key=DEFAULT_KEY)
     assert await answer.ended() is None
     assert answer.text == "Grüße 😀"
     last = answer.items[-1]
@@ -168,9 +175,11 @@ async def test_client_creates_chats_scores_and_reads(bench: Bench, h2c: bool) ->
     assert last.citations
     message_id = last.message_id
     assert message_id is not None
-    scored = await client.score_message(created.id, message_id, Feedback(PERSONA, 8, "good", ["clear"], 0.9))
+    scored = await client.score_message(
+        created.id, message_id, Feedback(PERSONA, 8, "good", ["clear"], 0.9), key=DEFAULT_KEY
+    )
     assert scored.id == created.id
-    found = await client.read_conversation(created.id)
+    found = await client.read_conversation(created.id, key=DEFAULT_KEY)
     assert found is not None
     assert [message.content for message in found.messages][-1] == "Grüße 😀"
     assert found.messages[-1].feedback is not None
@@ -186,7 +195,7 @@ async def test_client_creates_chats_scores_and_reads(bench: Bench, h2c: bool) ->
 
 async def test_read_of_a_conversation_that_the_vendor_does_not_know_is_none(bench: Bench) -> None:
     """A 404 is an answer, not a failure."""
-    assert await (await bench.client(await bench.simulator())).read_conversation(NO_ONE) is None
+    assert await (await bench.client(await bench.simulator())).read_conversation(NO_ONE, key=DEFAULT_KEY) is None
 
 
 @pytest.mark.parametrize("fault", ["split:1", "split:3", "batch:4", "goaway"])
@@ -255,7 +264,7 @@ async def test_chat_refused_with_a_retry_after_of_nonsense_is_told(bench: Bench)
 
     client = await bench.client(await bench.peer(answer_it))
     answer = Answer()
-    await client.open_chat(NO_ONE, "Hi", answer)
+    await client.open_chat(NO_ONE, "Hi", answer, key=DEFAULT_KEY)
     error = await answer.failed()
     assert (error.code, error.retry_after_s) == (Code.UPSTREAM_RATE_LIMITED, None)
 
@@ -265,7 +274,7 @@ async def test_chat_cancelled_resets_the_stream_and_hears_nothing_more(bench: Be
     simulator = await bench.simulator(rate_per_s=200.0)
     client = await bench.client(simulator)
     answer = Answer()
-    chat = await client.open_chat(await conversation(client), "#tokens=1000 tell", answer)
+    chat = await client.open_chat(await conversation(client), "#tokens=1000 tell", answer, key=DEFAULT_KEY)
     await answer.until(lambda: bool(answer.items))
     chat.cancel()
     chat.cancel()
@@ -282,8 +291,8 @@ async def test_chat_opening_cancelled_leaves_no_stream(bench: Bench) -> None:
     simulator = await bench.simulator(rate_per_s=50.0, max_concurrent_streams=1)
     client = await bench.client(simulator, pool=PoolSettings(max_connections=1))
     conversation_id = await conversation(client)
-    first = await client.open_chat(conversation_id, "#tokens=1000 tell", Answer())
-    waiting = asyncio.ensure_future(client.open_chat(conversation_id, "second", Answer()))
+    first = await client.open_chat(conversation_id, "#tokens=1000 tell", Answer(), key=DEFAULT_KEY)
+    waiting = asyncio.ensure_future(client.open_chat(conversation_id, "second", Answer(), key=DEFAULT_KEY))
     async with asyncio.timeout(PATIENCE_S):
         while client.facts.queued == 0:
             await asyncio.sleep(0.005)
@@ -317,7 +326,7 @@ async def test_chat_clock_that_fires_is_named_and_resets_the_stream(
     conversation_id = await conversation(client)
     loop = asyncio.get_running_loop()
     begun_s = loop.time()
-    await client.open_chat(conversation_id, message, answer)
+    await client.open_chat(conversation_id, message, answer, key=DEFAULT_KEY)
     error = await answer.failed()
     assert error.code is Code.UPSTREAM_TIMEOUT
     assert f"({named})" in error.detail
@@ -344,7 +353,7 @@ async def test_chat_connect_clock_is_named(bench: Bench) -> None:
     client = await bench.client(
         await bench.peer(never, greets=False), pool=PoolSettings(connect_timeout_s=0.1), queue_timeout_s=0.5
     )
-    error = await refused(client.open_chat(NO_ONE, "Hi", Answer()))
+    error = await refused(client.open_chat(NO_ONE, "Hi", Answer(), key=DEFAULT_KEY))
     assert (error.code, "(connect)" in error.detail) == (Code.UPSTREAM_TIMEOUT, True)
 
 
@@ -353,8 +362,8 @@ async def test_chat_queue_clock_is_named(bench: Bench) -> None:
     simulator = await bench.simulator(max_concurrent_streams=1)
     client = await bench.client(simulator, pool=PoolSettings(max_connections=1), queue_timeout_s=0.2)
     conversation_id = await conversation(client)
-    first = await client.open_chat(conversation_id, "#fault=stall:1 x", Answer())
-    error = await refused(client.open_chat(conversation_id, "second", Answer()))
+    first = await client.open_chat(conversation_id, "#fault=stall:1 x", Answer(), key=DEFAULT_KEY)
+    error = await refused(client.open_chat(conversation_id, "second", Answer(), key=DEFAULT_KEY))
     assert (error.code, "(queue)" in error.detail) == (Code.UPSTREAM_OVERLOADED, True)
     first.cancel()
 
@@ -385,17 +394,20 @@ async def test_calls_to_nobody_are_unavailable(bench: Bench) -> None:
     simulator = await bench.simulator()
     client = await bench.client(simulator)
     await simulator.aclose()
-    for work in (client.open_chat(NO_ONE, "Hi", Answer()), client.read_conversation(NO_ONE)):
+    for work in (
+        client.open_chat(NO_ONE, "Hi", Answer(), key=DEFAULT_KEY),
+        client.read_conversation(NO_ONE, key=DEFAULT_KEY),
+    ):
         assert (await refused(work)).code is Code.UPSTREAM_UNAVAILABLE
 
 
 async def test_calls_without_http2_or_trust_are_unavailable_with_their_reason(bench: Bench) -> None:
     """A peer without h2, and one whose certificate nobody vouches for, are told apart in words."""
     simulator = await bench.simulator(faults=("no-alpn",))
-    error = await refused((await bench.client(simulator)).read_conversation(NO_ONE))
+    error = await refused((await bench.client(simulator)).read_conversation(NO_ONE, key=DEFAULT_KEY))
     assert (error.code, "HTTP/2" in error.detail) == (Code.UPSTREAM_UNAVAILABLE, True)
     untrusted = await bench.client(await bench.simulator(), ca_file=None)
-    error = await refused(untrusted.open_chat(NO_ONE, "Hi", Answer()))
+    error = await refused(untrusted.open_chat(NO_ONE, "Hi", Answer(), key=DEFAULT_KEY))
     assert (error.code, "TLS" in error.detail) == (Code.UPSTREAM_UNAVAILABLE, True)
 
 
@@ -405,7 +417,7 @@ async def test_cold_call_with_a_wrong_key_is_unauthorized_without_it(bench: Benc
     error = await refused(conversation(client))
     assert (error.code, error.vendor_status) == (Code.UPSTREAM_UNAUTHORIZED, 401)
     answer = Answer()
-    await client.open_chat(NO_ONE, "Hi", answer)
+    await client.open_chat(NO_ONE, "Hi", answer, key=DEFAULT_KEY)
     assert (await answer.failed()).code is Code.UPSTREAM_UNAUTHORIZED
 
 
@@ -424,7 +436,7 @@ async def test_cold_call_that_is_never_answered_ends_in_time(bench: Bench) -> No
     for handler in (trickle, silent):
         client = await bench.client(await bench.peer(handler), call_timeout_s=0.2)
         begun_s = asyncio.get_running_loop().time()
-        assert (await refused(client.read_conversation(NO_ONE))).code is Code.UPSTREAM_TIMEOUT
+        assert (await refused(client.read_conversation(NO_ONE, key=DEFAULT_KEY))).code is Code.UPSTREAM_TIMEOUT
         assert asyncio.get_running_loop().time() - begun_s < 1.0
         async with asyncio.timeout(PATIENCE_S):
             while client.facts.streams:
@@ -441,7 +453,7 @@ async def test_cold_call_with_too_large_an_answer_is_refused(bench: Bench, monke
             await exchange.send(b"x" * 16_000)
 
     client = await bench.client(await bench.peer(endless))
-    error = await refused(client.read_conversation(NO_ONE))
+    error = await refused(client.read_conversation(NO_ONE, key=DEFAULT_KEY))
     assert error.code is Code.UPSTREAM_MALFORMED
 
 
@@ -454,7 +466,7 @@ async def test_cold_call_with_an_unreadable_answer_is_malformed(bench: Bench, bo
         await exchange.send(body, end=True)
 
     client = await bench.client(await bench.peer(answer_it))
-    error = await refused(client.read_conversation(NO_ONE))
+    error = await refused(client.read_conversation(NO_ONE, key=DEFAULT_KEY))
     assert error.code is Code.UPSTREAM_MALFORMED
     assert "secret" not in f"{error} {error.__cause__}"
 
@@ -474,9 +486,9 @@ async def test_key_travels_in_the_header_that_is_set(bench: Bench, style: str, v
         await exchange.send(b"[]" if b"chat" in exchange.headers[b":path"] else json.dumps(ENTRY).encode(), end=True)
 
     client = await bench.client(await bench.peer(answer_it), auth_header=style)
-    await client.read_conversation(NO_ONE)
+    await client.read_conversation(NO_ONE, key=DEFAULT_KEY)
     answer = Answer()
-    await client.open_chat(NO_ONE, "Hi", answer)
+    await client.open_chat(NO_ONE, "Hi", answer, key=DEFAULT_KEY)
     await answer.ended()
     other = {"x-hl-api-key", "authorization"} - {style}
     for headers in seen:
@@ -499,9 +511,9 @@ async def test_base_url_with_a_path_prefixes_every_call(bench: Bench) -> None:
 
     peer = await bench.peer(answer_it)
     client = await bench.client(peer, base_url=f"{peer.url}/api/")
-    await client.read_conversation(NO_ONE)
+    await client.read_conversation(NO_ONE, key=DEFAULT_KEY)
     answer = Answer()
-    await client.open_chat(NO_ONE, "Hi", answer)
+    await client.open_chat(NO_ONE, "Hi", answer, key=DEFAULT_KEY)
     await answer.ended()
     assert seen == [f"/api/conversations/{NO_ONE}".encode(), f"/api/conversations/{NO_ONE}/chat-http2".encode()]
 
@@ -510,10 +522,10 @@ async def test_key_is_in_no_repr(bench: Bench) -> None:
     """What ends up in a log or a traceback by its repr does not hold the key."""
     client = await bench.client(await bench.simulator())
     answer = Answer()
-    chat = await client.open_chat(await conversation(client), "#rate=1 x", answer)
+    chat = await client.open_chat(await conversation(client), "#rate=1 x", answer, key=DEFAULT_KEY)
     assert isinstance(chat, HyperleapChat)
-    rules = UpstreamRules(base_url="https://x", api_key=KEY)
-    for thing in (client, chat, rules, client.facts, client._pool, client._http):
+    ring = client._keys
+    for thing in (client, chat, ring, ring.take(DEFAULT_KEY), client.facts, client._pool, client._http):
         assert KEY not in f"{thing!r} {thing}"
     chat.cancel()
 
@@ -527,15 +539,15 @@ async def test_blob_is_fetched_from_an_allowed_host_without_the_key(bench: Bench
     allowed = await bench.client(simulator, blob_hosts=frozenset({"127.0.0.1"}))
     answer = Answer()
     conversation_id = await conversation(allowed)
-    await allowed.open_chat(conversation_id, "#echo Hello", answer)
+    await allowed.open_chat(conversation_id, "#echo Hello", answer, key=DEFAULT_KEY)
     await answer.ended()
-    found = await allowed.read_conversation(conversation_id)
+    found = await allowed.read_conversation(conversation_id, key=DEFAULT_KEY)
     assert found is not None
     assert not found.messages_unavailable
     assert [message.content for message in found.messages] == ["#echo Hello", "Hello"]
     for hosts in (frozenset[str](), frozenset({"blobs.example"}), frozenset({"127.0.0"})):
         other = await bench.client(simulator, blob_hosts=hosts)
-        found = await other.read_conversation(conversation_id)
+        found = await other.read_conversation(conversation_id, key=DEFAULT_KEY)
         assert found is not None
         assert (found.messages_unavailable, found.messages) == (True, [])
 
@@ -565,7 +577,7 @@ async def test_blob_elsewhere_or_unreadable_is_unavailable(bench: Bench, uri: st
         await exchange.send(json.dumps(entry).encode(), end=True)
 
     client = await bench.client(await bench.peer(answer_it), blob_hosts=frozenset({"127.0.0.1"}))
-    found = await client.read_conversation(NO_ONE)
+    found = await client.read_conversation(NO_ONE, key=DEFAULT_KEY)
     assert found is not None
     assert found.messages_unavailable
 
@@ -576,7 +588,7 @@ async def test_blob_request_carries_no_credential(bench: Bench, monkeypatch: pyt
     client = await bench.client(simulator, blob_hosts=frozenset({"127.0.0.1"}))
     answer = Answer()
     conversation_id = await conversation(client)
-    await client.open_chat(conversation_id, "#echo Hello", answer)
+    await client.open_chat(conversation_id, "#echo Hello", answer, key=DEFAULT_KEY)
     await answer.ended()
     sent: list[httpx.Request] = []
     send = httpx.AsyncHTTPTransport.handle_async_request
@@ -586,7 +598,7 @@ async def test_blob_request_carries_no_credential(bench: Bench, monkeypatch: pyt
         return await send(self, request)
 
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", watched)
-    await client.read_conversation(conversation_id)
+    await client.read_conversation(conversation_id, key=DEFAULT_KEY)
     assert len(sent) == 1
     assert "x-hl-api-key" not in sent[0].headers
     assert "authorization" not in sent[0].headers
