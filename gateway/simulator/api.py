@@ -62,6 +62,7 @@ class ApiSettings:
     personas: frozenset[str]
     persona_prompt: str | None
     limit_per_minute: int
+    limit_period_s: float
     raw_utf8: bool
 
 
@@ -78,7 +79,9 @@ class Api:
         self.refused: set[str] = set()  # keys that are not valid just now
         self.served: Counter[str] = Counter()  # requests by valid key
         self._workspaces = {key: number for number, keys in enumerate(settings.workspaces) for key in keys}
-        self._allowances = {key: Allowance(settings.limit_per_minute) for key in self._workspaces}
+        self._allowances = {
+            key: Allowance(settings.limit_per_minute, settings.limit_period_s) for key in self._workspaces
+        }
         self._blob_secret = secrets.token_urlsafe(12)
 
     def handle(self, exchange: Exchange) -> None:

@@ -32,8 +32,8 @@ class SimulatorSettings:
     whole, at its rate; ``drop`` stores and bills what was sent. ``more_api_keys`` are of one workspace with
     ``api_key``, each of ``other_workspaces`` holds the keys of one more; a conversation is found by its workspace's
     only. ``personas`` are the known persona ids (empty: any). ``blob`` keeps messages behind a URI.
-    ``limit_per_minute`` is the plan limit of each key (0: none). ``data_dir`` keeps the certificates (None: a
-    directory that lives as long as the server).
+    ``limit_per_minute`` is the plan limit of each key (0: none), and ``limit_period_s`` how long its minute is.
+    ``data_dir`` keeps the certificates (None: a directory that lives as long as the server).
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +53,7 @@ class SimulatorSettings:
     personas: tuple[str, ...] = ()
     persona_prompt: str | None = None
     limit_per_minute: int = 0
+    limit_period_s: float = 60.0
     data_dir: Path | None = None
     seed: int = 0
 
@@ -60,7 +61,7 @@ class SimulatorSettings:
         keys = [self.api_key, *self.more_api_keys, *(key for keys in self.other_workspaces for key in keys)]
         if not all(keys) or len(set(keys)) < len(keys):
             raise ValueError("a key must not be empty, and belongs to one workspace")
-        if self.rate_per_s < 0 or self.first_token_s < 0 or self.limit_per_minute < 0:
+        if self.rate_per_s < 0 or self.first_token_s < 0 or self.limit_per_minute < 0 or self.limit_period_s <= 0:
             raise ValueError("rates, delays and limits must not be negative")
         if not 0 <= self.port <= 65535 or self.max_concurrent_streams < 1:
             raise ValueError("port must be from 0 to 65535 and max_concurrent_streams at least 1")
@@ -211,5 +212,6 @@ def _api_settings(settings: SimulatorSettings) -> ApiSettings:
         personas=frozenset(persona.lower() for persona in settings.personas),
         persona_prompt=settings.persona_prompt,
         limit_per_minute=settings.limit_per_minute,
+        limit_period_s=settings.limit_period_s,
         raw_utf8=settings.raw_utf8,
     )
