@@ -20,9 +20,11 @@ from redis.exceptions import RedisError
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import GatewayError
 from gateway.core.events import Entry, Hearer, Shown
+from gateway.core.gate import GateHearer, State
 from gateway.core.identity import TenantId, UserHash, WorkerId
 from gateway.core.revocation import Revocation, RevocationHearer, Revoked
 from gateway.core.turn import StopReason, TurnId
+from gateway.core.vendor_keys import KeyLabel
 from gateway.protocol.native import decode_event, encode_data
 from gateway.store.redis import ALL, INBOX, Redis
 from gateway.telemetry.logging import event as log_event
@@ -73,14 +75,18 @@ class Inbox:
         self._probe_s = probe_s
         self._hearer: Hearer
         self._revocations: RevocationHearer | None = None
+        self._gates: GateHearer | None = None
         self._task: asyncio.Task[None] | None = None
         self._probe = b""
         self.hears = False
         self._cut = self._closing = False
 
-    def open(self, hearer: Hearer, revocations: RevocationHearer | None = None) -> None:
+    def open(
+        self, hearer: Hearer, revocations: RevocationHearer | None = None, gates: GateHearer | None = None
+    ) -> None:
         """Begin to listen, in a task."""
         self._hearer = hearer
+        self._gates = gates
         self._revocations = revocations
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -177,6 +183,12 @@ class Inbox:
                 case "lifted", [str(tenant)]:
                     if self._revocations is not None:
                         self._revocations.lifted(TenantId(tenant))
+                case "passed", [str(label), str(ids), str(probe)]:
+                    if self._gates is not None:
+                        self._gates.passed(KeyLabel(label), ids.split(), probe)
+                case "gate", [str(label), str(state)]:
+                    if self._gates is not None:
+                        self._gates.changed(KeyLabel(label), State(state))
                 case _:
                     throttled(logger, "inbox.misunderstood", kind=str(kind)[:32])
         except (msgspec.DecodeError, KeyError, ValueError, RecursionError) as error:

@@ -17,10 +17,13 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from gateway.core.errors import Code, GatewayError
-from gateway.core.identity import TenantId
+from gateway.core.gate import FORGOTTEN, Asker, Departure, Outcome
+from gateway.core.identity import TenantId, WorkerId
 from gateway.core.limits import Ask, Kind, Rule
+from gateway.core.vendor_keys import KeyLabel, PlanLimit
 from gateway.store.cluster import Cluster, key_of
 from gateway.store.connections import TcpConnection
+from gateway.store.gate import RedisGate
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
 from tests.store.topologies import FAILOVER_MAX_S, ClusterSetup, Instance, cluster_setup, sentinel_setup, until
@@ -194,6 +197,21 @@ async def test_cluster_scripts_run_on_the_node_of_their_tenant(cluster: ClusterS
                 )
             )
             assert {decision.refused for decision in decisions} == {None}
+
+
+async def test_cluster_gates_of_vendor_keys_have_a_node_each(cluster: ClusterSetup) -> None:
+    """Who passes, waits, leaves and is told of is decided on the vendor key's own node."""
+    async with opened(cluster.url) as store:
+        gate = RedisGate(store, WorkerId("w"), lambda _: PlanLimit(per_min=1), queue_max=10)
+        for label in (KeyLabel(uuid.uuid4().hex) for _ in range(12)):
+            asks = [Asker(name, TenantId(name), 1, 10**10) for name in "abc"]
+            answers = [await gate.enter(label, asker) for asker in asks]
+            assert [answer.outcome for answer in answers] == [Outcome.PASSED, Outcome.WAITING, Outcome.WAITING]
+            await gate.hold(label, 10**6)
+            assert await gate.leave(label, "a", unsent=True) is Departure.PASSED
+            assert await gate.leave(label, "b", unsent=True) is Departure.WAITING
+            served = await gate.serve(label, ["b", "c"], places=True)
+            assert [place.position for place in served.places] == [FORGOTTEN, 1]
 
 
 async def test_cluster_call_that_names_no_key_is_its_senders_error(cluster: ClusterSetup) -> None:
