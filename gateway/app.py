@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import ip_network
 from typing import Final
 
@@ -22,6 +23,7 @@ from gateway.services.following import Following
 from gateway.services.holdings import Holdings
 from gateway.services.issuers import Issuers
 from gateway.services.journal import Journal
+from gateway.services.key_gate import GateRules
 from gateway.services.key_sets import KeySets
 from gateway.services.keys import ApiKeys
 from gateway.services.owned_turn import TurnPorts, TurnRules
@@ -39,11 +41,13 @@ from gateway.services.tokens import SessionRules, SessionTokens, Signer
 from gateway.services.turns import Turns
 from gateway.services.vendor import Vendor
 from gateway.services.vendor_copy import AfterLoss, VendorCopies
+from gateway.services.vendor_gate import VendorGate
 from gateway.services.watches import Watches
 from gateway.settings import Settings
 from gateway.store.conversations import RedisConversations
 from gateway.store.creations import RedisCreationKeys
 from gateway.store.event_log import RedisEventLog
+from gateway.store.gate import RedisGate
 from gateway.store.habits import RedisHabits
 from gateway.store.inbox import Inbox
 from gateway.store.ledger import RedisLedger
@@ -77,6 +81,7 @@ class Gateway:
     redis: Redis
     key_ring: KeyRing
     upstream: HyperleapClient
+    gate: VendorGate
     auth: Auth
     key_sets: KeySets
     key_set_source: HttpKeySets
@@ -101,7 +106,7 @@ class Gateway:
 
     def open(self) -> None:
         """Begin to hear other workers, and to do what nobody asks for (lost turns, unsettled tokens)."""
-        self.inbox.open(self.hearer, self.revocations)
+        self.inbox.open(self.hearer, self.revocations, self.gate)
         self.revocations.open()
         self.sweeper.open()
 
@@ -122,6 +127,7 @@ class Gateway:
 
     async def aclose(self) -> None:
         await self.creations.aclose()
+        await self.gate.aclose()
         await self.holdings.aclose()
         await self.sweeper.aclose()
         await self.revocations.aclose()
@@ -148,14 +154,15 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     ring = vendor_key_ring(settings, metrics.vendor_keys)
     ring.require(tenants)
     upstream = upstream_client(settings, ring, metrics.upstream)
-    vendor = Vendor(upstream, ring)
     worker = WorkerId(worker_id or uuid.uuid4().hex)
+    gate = _vendor_gate(settings, redis, worker, ring, metrics)
+    vendor = Vendor(upstream, ring, gate)
     rules = settings.turns
     log = RedisEventLog(
         redis,
         worker,
         lease_s=rules.lease_s,
-        turn_timeout_s=settings.upstream.turn_timeout_s,
+        turn_timeout_s=settings.upstream.queue_wait_s + settings.upstream.turn_timeout_s,
         log_ttl_s=rules.log_ttl_s,
         idempotency_ttl_s=rules.idempotency_ttl_s,
         conversation_ttl_s=rules.conversation_ttl_s,
@@ -249,6 +256,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         redis=redis,
         key_ring=ring,
         upstream=upstream,
+        gate=gate,
         auth=auth,
         key_sets=key_sets,
         key_set_source=key_set_source,
@@ -301,6 +309,23 @@ def upstream_client(settings: Settings, keys: KeyRing, observer: UpstreamObserve
     return HyperleapClient(_upstream_rules(settings), keys, _pool_settings(settings), observer=observer)
 
 
+def _vendor_gate(settings: Settings, redis: Redis, worker: WorkerId, keys: KeyRing, metrics: Metrics) -> VendorGate:
+    upstream = settings.upstream
+    limit_of = cache(settings.plan_limit)
+    return VendorGate(
+        RedisGate(redis, worker, limit_of, queue_max=upstream.queue_max),
+        metrics.vendor_gate,
+        GateRules(
+            wait_s=upstream.queue_wait_s,
+            failures_max=upstream.breaker_failures,
+            rest_s=upstream.breaker_rest_s,
+            rest_max_s=upstream.breaker_rest_max_s,
+        ),
+        keys=keys,
+        limit_of=limit_of,
+    )
+
+
 def _upstream_rules(settings: Settings) -> UpstreamRules:
     upstream = settings.upstream
     return UpstreamRules(
@@ -342,7 +367,8 @@ def session_rules(settings: Settings) -> SessionRules:
 
 def _ticket_rules(settings: Settings) -> TicketRules:
     # A turn's log begins with the turn and is kept for a while after its ending; no ticket outlives every token.
-    log_life_s = settings.upstream.turn_timeout_s + settings.turns.log_ttl_s
+    upstream = settings.upstream
+    log_life_s = upstream.queue_wait_s + upstream.turn_timeout_s + settings.turns.log_ttl_s
     return TicketRules(stream_life_s=min(log_life_s, settings.sessions.ttl_max_s))
 
 

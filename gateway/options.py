@@ -206,6 +206,13 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
     between_tokens_timeout_s: Annotated[Seconds, doc("Longest silence inside an answer")] = 60.0
     turn_timeout_s: Annotated[Seconds, doc("Longest whole answer")] = 600.0
     queue_timeout_s: Annotated[Seconds, doc("Longest wait for a free upstream stream")] = 10.0
+    queue_wait_s: Annotated[
+        Seconds, doc("Longest wait for room under the plan limit; below a minute, a used-up minute refuses", le=1800)
+    ] = 90.0
+    queue_max: Annotated[Count, doc("Turns and calls that wait for room with one vendor key, of all workers")] = 1000
+    breaker_failures: Annotated[Count, doc("Failures in a row after which Hyperleap is left in peace for a while")] = 5
+    breaker_rest_s: Annotated[Seconds, doc("How long, before one turn tries it; doubled each time that fails")] = 5.0
+    breaker_rest_max_s: Annotated[Seconds, doc("How long at most")] = 60.0
     call_timeout_s: Annotated[Seconds, doc("Longest call that is not a chat (create, read, score)")] = 30.0
     connections_max: Annotated[Count, doc("Upstream connections a worker opens at most")] = 64
     streams_per_connection_max: Annotated[Count, doc("Streams on one connection, or fewer if the peer says so")] = 100
@@ -224,6 +231,8 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
         if self.api_key is not None and self.api_key_file is not None:
             raise SettingsError("api_key_file", "is given together with api_key; give one of them")
         plan_limit(self.plan_limit)
+        if self.breaker_rest_max_s < self.breaker_rest_s:
+            raise SettingsError("breaker_rest_max_s", "must not be below breaker_rest_s")
         if self.persona_id is not None:
             force_setattr(self, "persona_id", _uuid("persona_id", self.persona_id))
         for host in self.blob_hosts:

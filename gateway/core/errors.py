@@ -133,7 +133,7 @@ WIRE: dict[Code, Wire] = {
     Code.WORKER_LOST: Wire(500, "The worker that made this answer was lost", retryable=True, ws_close=1011),
     Code.INTERNAL: Wire(500, "Internal error", ws_close=1011),
     Code.UPSTREAM_UNAVAILABLE: Wire(502, "Hyperleap cannot be reached", retryable=True),
-    Code.UPSTREAM_OVERLOADED: Wire(503, "No upstream stream became free in time", retryable=True),
+    Code.UPSTREAM_OVERLOADED: Wire(503, "Hyperleap has no room for this now", retryable=True),
     Code.UPSTREAM_TIMEOUT: Wire(504, "Hyperleap did not answer in time", retryable=True),
     Code.UPSTREAM_ERROR: Wire(502, "Hyperleap answered with an error", retryable=True),
     Code.UPSTREAM_REJECTED: Wire(502, "Hyperleap refused the request"),

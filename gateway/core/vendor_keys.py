@@ -62,6 +62,10 @@ class VendorKeys(Protocol):
         """Return all keys of a ring, best first: those that work, another of them first each time, then the refused."""
         ...
 
+    def works(self, label: KeyLabel, /) -> bool:
+        """Whether a key is there and not known to be refused."""
+        ...
+
     def spare(self, ring: Sequence[KeyLabel], /) -> KeyLabel | None:
         """Return a key that is not known to be refused, or None; one that has just been rotated is not."""
         ...

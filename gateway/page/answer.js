@@ -155,5 +155,5 @@ const count = (n) => (n ?? 0).toLocaleString("en");
 /** @param {{position?: number, wait_s?: number} | null} queue */
 function queueWords(queue) {
   const wait = queue?.wait_s ? `, about ${Math.ceil(queue.wait_s)} s` : "";
-  return queue?.position ? `Waiting in line, ${queue.position} ahead${wait}` : `Waiting in line${wait}`;
+  return queue?.position ? `Waiting in line, place ${queue.position} or sooner${wait}` : `Waiting in line${wait}`;
 }

@@ -68,6 +68,7 @@ export class Turn {
         break;
       case "message.started":
         this.messageId = data.message_id ?? "";
+        if (this.state === "queued") this.state = "waiting";
         break;
       case "message.delta":
         this.#append(data.text, position - seen);

@@ -13,11 +13,12 @@ from typing import Final
 import msgspec
 
 from gateway.core.conversation import ConversationStore, Message
-from gateway.core.errors import GatewayError
+from gateway.core.errors import Code, GatewayError
 from gateway.core.events import EventLog
 from gateway.core.identity import Tenant
 from gateway.core.ledger import Due, Ledger, Settlement
 from gateway.core.turn import TurnId, TurnState
+from gateway.services.clock import age_s
 from gateway.services.vendor_copy import AfterLoss, Asked, VendorCopies, copied_usage
 from gateway.telemetry.metrics import Metrics
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_UPS_MAX: Final = 20  # at a time, of one tenant …
 SWEEP_S: Final = 1.0  # … and for so long in one sweep, before it is another tenant's turn
+ROOM_S: Final = 3600.0  # for so long the last look-up of a turn waits for room under the plan limit
 ABSENT_MAX: Final = 10_000
 
 
@@ -59,7 +61,12 @@ class Accounting:
 
     async def _settle(self, tenant: Tenant, due: Due) -> None:
         estimate = due.settlement
-        copy = await self._look_up(tenant, estimate)
+        try:
+            copy = await self._look_up(tenant, estimate)
+        except GatewayError as error:
+            if error.code is Code.UPSTREAM_OVERLOADED and due.last and age_s(estimate.ended_at) < ROOM_S:
+                return  # nobody was asked; it comes back, until there is room
+            copy = None
         usage = copied_usage(copy) if copy is not None else None
         if usage is not None:
             settlement = msgspec.structs.replace(
@@ -80,6 +87,7 @@ class Accounting:
             self._metrics.turn_settled(tenant.id, settlement.source)
 
     async def _look_up(self, tenant: Tenant, estimate: Settlement) -> Message | None:
+        """Return the vendor's copy of a turn's answer, or None. Raises GatewayError, also where there is no room."""
         record = await self._log.record(tenant.id, estimate.turn_id)
         if record is None:
             return None
@@ -90,10 +98,7 @@ class Accounting:
         asked = Asked.of(record, estimate.message_id, transcript)
         if asked.message_id is None and asked.question is None:
             return None  # other turns may have followed: nobody can say which answer is this one's
-        try:
-            copy = await self._copies.answer(tenant, estimate.conversation_id, asked)
-        except GatewayError:
-            return None
+        copy = await self._copies.answer(tenant, estimate.conversation_id, asked)
         if copy is None:
             self._note_absent(estimate.turn_id)
         return copy

@@ -13,3 +13,8 @@ def timestamp() -> str:
 def iso(at_s: float) -> str:
     """Return a Unix time in ISO 8601 to the second, with ``Z``."""
     return datetime.fromtimestamp(int(at_s), UTC).isoformat().replace("+00:00", "Z")
+
+
+def age_s(at: str) -> float:
+    """Return how long ago a ``timestamp`` was, in seconds."""
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()

@@ -21,7 +21,7 @@ from gateway.core.events import (
     TurnStopped,
 )
 from gateway.core.identity import Disconnect, DisconnectPolicy, Tenant
-from gateway.services.owned_turn import OwnedTurn, TurnPorts
+from gateway.services.owned_turn import UNUSED, OwnedTurn, TurnPorts
 from gateway.services.vendor_copy import AfterLoss, Asked, VendorCopies, copied_usage
 from gateway.telemetry.logging import throttled
 
@@ -92,7 +92,8 @@ class Rescue(OwnedTurn):
         """Look for the answer until it is whole, the time is up, somebody stops it or another worker has it."""
         begun_s = asyncio.get_running_loop().time()
         absent = False
-        for look_s in self._looks_s:
+        unsent = not self._announced and await self._was_never_sent()
+        for look_s in () if unsent else self._looks_s:
             if await self._over_by(begun_s + look_s):
                 break
             try:
@@ -124,6 +125,16 @@ class Rescue(OwnedTurn):
         skip = 0 if isinstance(ending, TurnCompleted) else self._ports.rules.answer_max_chars - 1
         await self._settle(ending, skip=skip)
         self._ports.metrics.turn_recovered(self.tenant.id, completed=self._whole)
+
+    async def _was_never_sent(self) -> bool:
+        """Whether the message was still waiting for room when its worker was lost: then it cost nothing."""
+        try:
+            unsent = await self._ports.vendor.gate.never_sent(self.tenant, self.turn_id)
+        except GatewayError:
+            return False
+        if unsent:
+            self._usage = UNUSED
+        return unsent
 
     async def _look(self) -> Message | None:
         """Ask the vendor once, no longer than until the turn is over; raises GatewayError, TimeoutError."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import dropwhile
-from typing import Any
+from math import ceil
+from typing import Any, Final, TypeVar
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import (
@@ -23,6 +24,7 @@ from gateway.core.events import (
     MessageStarted,
     TextDelta,
     TurnCompleted,
+    TurnQueued,
     TurnStarted,
     TurnStopped,
 )
@@ -31,15 +33,26 @@ from gateway.core.turn import AnswerItem, Chat, StopReason, Usage
 from gateway.core.vendor_keys import KeyLabel
 from gateway.services.allowance import Allowance
 from gateway.services.owned_turn import UNUSED, OwnedTurn, TurnPorts
+from gateway.services.passage import Passage
+
+T = TypeVar("T")
+
+QUEUED_EVERY_S: Final = 2.0  # at most
 
 
 class Turn(OwnedTurn):
     """One answer under way; a ChatReceiver. Created by ``Turns`` once the conversation is claimed."""
 
     def __init__(
-        self, ports: TurnPorts, tenant: Tenant, heading: Heading, *, allowance: Allowance | None = None
+        self,
+        ports: TurnPorts,
+        tenant: Tenant,
+        heading: Heading,
+        *,
+        passage: Passage,
+        allowance: Allowance | None = None,
     ) -> None:
-        """``allowance`` is the turn's share of its budgets, where there are any."""
+        """``passage`` is its way to the vendor; ``allowance`` its share of its budgets, where there are any."""
         started = Entry(1, TurnStarted(heading.turn_id, heading.conversation_id, heading.ordinal))
         super().__init__(ports, tenant, heading, [started], epoch=1, disconnect=tenant.disconnect)
         self._gaps = ports.metrics.gap_histogram(tenant.id, heading.persona)
@@ -53,6 +66,10 @@ class Turn(OwnedTurn):
         self._waiting: list[AnswerItem] | None = None  # what came while the store was asked for more of a budget
         self._waited_end: tuple[GatewayError | None] | None = None
         self._announced = False
+        self._passage = passage
+        self._sent_at_s = self.started_at_s
+        self._queued: TurnQueued | None = None
+        self._queued_at_s = float("-inf")
         self._again: asyncio.Future[KeyLabel] = asyncio.get_running_loop().create_future()  # what to send it again with
 
     # --- ChatReceiver: called from the upstream connection -------------------------------------------------------
@@ -66,6 +83,8 @@ class Turn(OwnedTurn):
         now_s = time.monotonic()
         if self._last_item_s:
             self._gaps.observe(now_s - self._last_item_s)
+        else:
+            self._passage.answered()
         self._last_item_s = now_s
         events: list[Event] = []
         for number, item in enumerate(items, 1):
@@ -82,6 +101,10 @@ class Turn(OwnedTurn):
             self._end_with(GatewayError(Code.ANSWER_TOO_LONG))
 
     def chat_ended(self, error: GatewayError | None, /) -> None:
+        if error is None:
+            self._passage.answered()
+        else:
+            self._passage.failed(error)
         if self._waiting is not None:
             self._waited_end = (error,)
         elif self._over.done():
@@ -113,7 +136,7 @@ class Turn(OwnedTurn):
             if not self._announced:
                 self._announced = True
                 self._ports.metrics.first_token(
-                    self.tenant.id, self.heading.persona, time.monotonic() - self.started_at_s
+                    self.tenant.id, self.heading.persona, time.monotonic() - self._sent_at_s
                 )
                 events.append(MessageStarted(self._message_id, self._run_id, "assistant"))
             if text and len(text) > (room := self._ports.rules.answer_max_chars - self._chars):
@@ -139,41 +162,87 @@ class Turn(OwnedTurn):
         if self._chat is not None:
             self._chat.cancel()
 
+    def hand_over(self) -> None:
+        """Leave the turn to another worker; one whose message was not sent has nothing that could be found there."""
+        if self._chat is None:
+            self.stop(StopReason.SHUTDOWN)
+        else:
+            super().hand_over()
+
+    # --- the message's way to the vendor ---------------------------------------------------------------------------
+
     async def run(self) -> None:
         """Send the message, wait for the answer's end and settle it. Only this task writes the ending."""
-        await self._send(self._ports.vendor.key(self.tenant))
-        first: set[asyncio.Future[Any]] = {self._again, self._over}
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if not self._over.done():  # the key was refused before anything was taken in
-            await self._send(self._again.result())
-        error = await self._over
+        try:
+            await self._send()
+            first: set[asyncio.Future[Any]] = {self._again, self._over}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if not self._over.done():  # the key was refused before anything was taken in
+                await self._send_again(self._again.result())
+            error = await self._over
+        finally:
+            self._passage.leave(unsent=False)
         if self._allowance is not None:
             self._allowance.close()
         if await self._close():
             await self._settle(self._ending(error))
 
-    async def _send(self, key: KeyLabel) -> None:
-        """Send the message and return once it is on its way, or the turn is over before."""
-        opening = asyncio.ensure_future(
-            self._ports.vendor.upstream.open_chat(
-                self.heading.conversation_id, self.heading.message.content, self, key=key
-            )
-        )
-        first: set[asyncio.Future[Any]] = {opening, self._over}
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if self._over.done() and not opening.done():
-            opening.cancel()  # stopped while the message was waiting for a stream
+    async def _send_again(self, key: KeyLabel) -> None:
+        """Send the message once more; the vendor counts that too."""
         try:
-            self._chat = await opening
+            self._passage = await self._ports.vendor.gate.enter(self.tenant, f"{self.turn_id}.again", ring=(key,))
         except GatewayError as refused:
             self._usage = UNUSED
             self.chat_ended(refused)
+        else:
+            await self._send()
+
+    async def _send(self) -> None:
+        """Send the message and return once it is on its way, or the turn is over before."""
+        passage = self._passage
+        try:
+            if not passage.passed:
+                passage.on_place = self._tell_place
+                self._tell_place()
+                await self._before_end(passage.wait())
+                self._sent_at_s = time.monotonic()
+            self._chat = await self._before_end(
+                self._ports.vendor.upstream.open_chat(
+                    self.heading.conversation_id, self.heading.message.content, self, key=passage.key
+                )
+            )
+        except GatewayError as refused:
+            passage.failed(refused, unsent=True)
+            self._usage = UNUSED
+            self.chat_ended(refused)
         except asyncio.CancelledError:
+            passage.leave()
             if not self._over.done():
                 raise
             self._usage = UNUSED
         if self._over.done() and self._chat is not None:
             self._chat.cancel()  # a stop that fell between the two; no effect on an answer that ended by itself
+
+    async def _before_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something, unless the turn is over before: then it is cancelled, and so it raises."""
+        task = asyncio.ensure_future(work)
+        first: set[asyncio.Future[Any]] = {task, self._over}
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                task.cancel()
+        return await task
+
+    def _tell_place(self) -> None:
+        """Show where the turn stands in the vendor's queue, roughly, and only where that has changed."""
+        position, wait_s = self._passage.place
+        queued = TurnQueued(coarse(position), coarse_s(wait_s))
+        now_s = time.monotonic()
+        if queued != self._queued and now_s >= self._queued_at_s + QUEUED_EVERY_S and not self._over.done():
+            self._queued, self._queued_at_s = queued, now_s
+            self.live.add([queued])
+            self._ports.journal.touch(self._journal_entry)
 
     def _ending(self, error: GatewayError | None) -> Ending:
         ids = (self._message_id, self._run_id)
@@ -202,3 +271,16 @@ class Turn(OwnedTurn):
 
     def _completed(self, finish_reason: str) -> TurnCompleted:
         return TurnCompleted(self._message_id, self._run_id, finish_reason, self.live.text(), self._tokens())
+
+
+def coarse(number: int) -> int:
+    """Round up to 1, 2, 5, 10, 20, 50 …: a place in a queue that others join and leave is no exact number."""
+    step = 1
+    while 5 * step < number:
+        step *= 10
+    return next((rounded for rounded in (step, 2 * step, 5 * step) if number <= rounded), 10 * step)
+
+
+def coarse_s(seconds: float) -> float:
+    """Round a wait up to 1, 2, 5 and 10 s, and to tens from there."""
+    return float(coarse(ceil(seconds)) if seconds <= 10 else 10 * ceil(seconds / 10))

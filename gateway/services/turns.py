@@ -29,6 +29,7 @@ from gateway.services.clock import timestamp
 from gateway.services.conversations import Conversations
 from gateway.services.holdings import Holdings
 from gateway.services.owned_turn import FINISH_ATTEMPTS, FINISH_PAUSE_S, OwnedTurn, TurnPorts
+from gateway.services.passage import Passage
 from gateway.services.recovery import Recovery
 from gateway.services.roster import Roster
 from gateway.services.turn import Turn
@@ -90,7 +91,7 @@ class Turns:
         """Claim the conversation and set its next turn going; returns once ``turn.started`` is stored.
 
         The work runs in a task of this service, so a caller that is cancelled leaves no half-started turn.
-        Raises GatewayError: message_empty, message_too_long, not_found, rate_limited, turn_active,
+        Raises GatewayError: message_empty, message_too_long, not_found, rate_limited, upstream_overloaded, turn_active,
         idempotency_mismatch, draining, store_unavailable.
         """
         received_s = time.monotonic()
@@ -218,16 +219,25 @@ class Turns:
         admitted = await self._admission.admit_turn(principal, conversation, message, address, turn_id)
         self._holdings.hold(tenant.id, turn_id, admitted.slots)
         started: Started | None = None
+        passage: Passage | None = None
         try:
-            started = await self._claimed(principal, conversation, heading, admitted)
+            passage = await self._ports.vendor.gate.enter(tenant, turn_id)
+            started = await self._claimed(principal, conversation, heading, admitted, passage)
             return started
         finally:
             if started is None or started.turn_id != turn_id:
+                if passage is not None:
+                    passage.leave()
                 self._holdings.drop(tenant.id, turn_id)
                 await self._admission.undo(tenant.id, turn_id)
 
     async def _claimed(
-        self, principal: Principal, conversation: Conversation, heading: Heading, admitted: Admitted
+        self,
+        principal: Principal,
+        conversation: Conversation,
+        heading: Heading,
+        admitted: Admitted,
+        passage: Passage,
     ) -> Started:
         tenant = principal.tenant
         for _ in range(3):  # again after a lost worker's turn has got its ending, and after the record is read back
@@ -247,7 +257,9 @@ class Turns:
             last_message_id=claim.last_message_id,
         )
         turn = Turn(
-            self._ports, tenant, heading, allowance=self._admission.allowance(tenant, heading.turn_id, admitted)
+            *(self._ports, tenant, heading),
+            passage=passage,
+            allowance=self._admission.allowance(tenant, heading.turn_id, admitted),
         )
         holder = self._holders[turn] = Holder.of(principal)
         self._metrics.turn_started(tenant.id, heading.persona)

@@ -1,4 +1,4 @@
-"""Hyperleap as a tenant's services ask it: with the tenant's own keys, and again with another where one is refused."""
+"""Hyperleap as a tenant's services ask it: past the gate of one of its keys, again with another if one is refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gateway.core.errors import GatewayError
 from gateway.core.identity import Tenant
 from gateway.core.turn import Upstream
 from gateway.core.vendor_keys import KeyLabel, VendorKeys
+from gateway.services.vendor_gate import VendorGate
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ UNAUTHENTICATED: Final = 401
 
 @dataclass(frozen=True, slots=True)
 class Vendor:
-    """The vendor and the keys to ask it with.
+    """The vendor, the keys to ask it with, and the gate in front of them.
 
     A 401 says that the request's credential was not accepted (RFC 9110, 15.5.2): whom it is from was not known, so
     nothing was done, whatever it asked for. It is the one refusal after which a request, a chat too, is sent once
@@ -28,10 +29,7 @@ class Vendor:
 
     upstream: Upstream
     keys: VendorKeys
-
-    def key(self, tenant: Tenant) -> KeyLabel:
-        """Return the key of the tenant's to ask with next."""
-        return self.keys.candidates(tenant.vendor_keys)[0]
+    gate: VendorGate
 
     def spare(self, tenant: Tenant, error: GatewayError | None) -> KeyLabel | None:
         """Return the key to send a refused request once more with; None where its refusal is what there is to tell."""
@@ -39,12 +37,17 @@ class Vendor:
             return None
         return self.keys.spare(tenant.vendor_keys)
 
-    async def ask(self, tenant: Tenant, call: Callable[[KeyLabel], Awaitable[T]]) -> T:
-        """Make a call that is answered as a whole; raises GatewayError with an ``upstream_*`` code."""
+    async def ask(self, tenant: Tenant, call: Callable[[KeyLabel], Awaitable[T]], *, waits: bool = True) -> T:
+        """Make a call that is answered as a whole, once there is room for it; not ``waits``: if there is room now.
+
+        Raises GatewayError with an ``upstream_*`` code, or store_unavailable.
+        """
         try:
-            return await call(self.key(tenant))
+            async with self.gate.call(tenant, waits=waits) as key:
+                return await call(key)
         except GatewayError as error:
             other = self.spare(tenant, error)
             if other is None:
                 raise
-        return await call(other)
+        async with self.gate.call(tenant, ring=(other,), waits=waits) as key:
+            return await call(key)

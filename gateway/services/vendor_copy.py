@@ -102,10 +102,13 @@ class VendorCopies:
         self._room = asyncio.Semaphore(READS_MAX)
 
     async def answer(self, tenant: Tenant, conversation_id: ConversationId, asked: Asked) -> Message | None:
-        """Return the vendor's copy of one turn's answer, or None when there is none (yet). Raises GatewayError."""
+        """Return the vendor's copy of one turn's answer, or None when there is none (yet).
+
+        Raises GatewayError, upstream_overloaded too: nobody waits for this, so it takes no turn's room.
+        """
         async with self._room:
             found = await self._vendor.ask(
-                tenant, lambda key: self._vendor.upstream.read_conversation(conversation_id, key=key)
+                tenant, lambda key: self._vendor.upstream.read_conversation(conversation_id, key=key), waits=False
             )
         return find_answer(found.messages, asked) if found is not None else None
 

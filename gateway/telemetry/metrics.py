@@ -26,6 +26,7 @@ from gateway.core.ledger import Source
 from gateway.core.turn import StopReason, TurnState
 from gateway.telemetry.families import OTHER, WORDS_MAX, Axis, Families, Family, Words
 from gateway.telemetry.histogram import Histogram
+from gateway.telemetry.vendor_gate import VendorGateMetrics
 from gateway.telemetry.vendor_keys import VendorKeyMetrics
 from gateway.telemetry.workers import WorkersMetrics
 
@@ -230,6 +231,9 @@ class Metrics:
         )
         self.upstream = UpstreamMetrics(make)
         self.vendor_keys = VendorKeyMetrics(make)
+        self.vendor_gate = VendorGateMetrics(
+            make, self.vendor_keys, tenant, lambda name: name if name in self._tenants else OTHER
+        )
         build = make.gauge("gateway_build_info", "Always 1", Axis(("version",), 1), Axis(("python",), 1))
         build.add(1, __version__, platform.python_version())
         ProcessCollector(registry=make.registry)

@@ -15,23 +15,26 @@ class VendorKeyMetrics:
 
     def __init__(self, make: Families) -> None:
         self._known: set[str] = set()
-        self._axis = Axis(("key",), 1)
+        self.axis = Axis(("key",), 1)
         self._healthy = make.gauge(
-            "gateway_vendor_key_healthy", "Whether Hyperleap takes a key, as far as is known: 1, or 0", self._axis
+            "gateway_vendor_key_healthy", "Whether Hyperleap takes a key, as far as is known: 1, or 0", self.axis
         )
         self._requests = make.counter(
             "gateway_vendor_key_requests_total",
             "Requests to Hyperleap by key and by what came of them: answered, refused (401, 403), limited (429),"
             " rejected (other 4xx), failed (5xx) or unanswered",
-            self._axis,
+            self.axis,
             Axis(("outcome",), len(OUTCOMES) + 1),
         )
+
+    def fold(self, label: str) -> str:
+        return label if label in self._known else OTHER
 
     def key_found(self, label: str) -> None:
         if label in self._known or len(self._known) >= KEYS_MAX:
             return
         self._known.add(label)
-        self._axis.size = len(self._known) + 1
+        self.axis.size = len(self._known) + 1
         self._healthy.add(1, label)
 
     def key_health_changed(self, label: str, *, healthy: bool) -> None:
@@ -39,4 +42,4 @@ class VendorKeyMetrics:
             self._healthy.add(1 if healthy else -1, label)
 
     def key_answered(self, label: str, outcome: str) -> None:
-        self._requests.add(1, label if label in self._known else OTHER, outcome if outcome in OUTCOMES else OTHER)
+        self._requests.add(1, self.fold(label), outcome if outcome in OUTCOMES else OTHER)

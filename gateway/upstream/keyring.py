@@ -96,6 +96,10 @@ class KeyRing:
         keys[0].offered = self._offers
         return [key.label for key in keys]
 
+    def works(self, label: KeyLabel, /) -> bool:
+        """Return whether a key is there and takes calls, as far as is known."""
+        return self._look(label, self._now()).works
+
     def spare(self, ring: Sequence[KeyLabel], /) -> KeyLabel | None:
         """Return the best key of the ring that works, or None; one that was refused works again once it is rotated."""
         return next((label for label in self.candidates(ring) if self._look(label, self._now()).works), None)

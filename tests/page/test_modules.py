@@ -62,6 +62,20 @@ GAP = """async () => {
   return [turn.text, turn.intact];
 }"""
 
+QUEUED = """async () => {
+  const {Turn} = await import('/page/turn.js');
+  const turn = new Turn();
+  const states = [turn.state];
+  const take = (...event) => { turn.take(...event); states.push(turn.state); };
+  take('T.1', 'turn.started', {});
+  take('T.2', 'turn.queued', {position: 5, wait_s: 20});
+  take('T.3', 'turn.queued', {position: 1, wait_s: 2});
+  take('T.4', 'message.started', {message_id: 'm'});
+  take('T.6', 'message.delta', {text: 'Hi'});
+  take('T.7', 'turn.completed', {text: 'Hi', usage: null});
+  return [states, turn.queue, turn.intact];
+}"""
+
 
 async def test_event_stream_split_anywhere_gives_the_same_events(arrive: Arrive) -> None:
     """Bytes arrive in any pieces: in a line end, in a field, in the middle of anything."""
@@ -85,3 +99,11 @@ async def test_ending_has_the_last_word_on_the_text(arrive: Arrive) -> None:
     """Whatever was lost on the way, the whole answer stands in the ending; that it was lost is known."""
     visitor = await arrive()
     assert await visitor.page.evaluate(GAP) == ["abcdefghi", False]
+
+
+async def test_turn_in_line_shows_its_place_until_it_is_sent(arrive: Arrive) -> None:
+    """A queued turn says so with its last place, and waits for its answer as any other once that has begun."""
+    visitor = await arrive()
+    states, queue, intact = await visitor.page.evaluate(QUEUED)
+    assert states == ["waiting", "waiting", "queued", "queued", "waiting", "streaming", "completed"]
+    assert (queue, intact) == ({"position": 1, "wait_s": 2}, True)

@@ -30,7 +30,7 @@ class BillingVendor(PlayedVendor):
         self, conversation_id: ConversationId, message: str, receiver: ChatReceiver, *, key: KeyLabel
     ) -> PlayedChat:
         if self._random.random() < 0.1:
-            raise GatewayError(Code.UPSTREAM_RATE_LIMITED, vendor_status=429)
+            raise GatewayError(Code.UPSTREAM_REJECTED, vendor_status=409)
         chat = await super().open_chat(conversation_id, message, receiver, key=key)
         play = asyncio.get_running_loop().create_task(self._play(chat))
         self._plays.add(play)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gateway.core.conversation import Conversation, ConversationId, Feedback, Message, VendorConversation
 from gateway.core.errors import GatewayError
 from gateway.core.events import Entry, EventId, Heading, MessageStarted, TextDelta
+from gateway.core.gate import MINUTE_US
 from gateway.core.identity import (
     Disconnect,
     Persona,
@@ -24,8 +28,8 @@ from gateway.core.identity import (
 from gateway.core.limits import SLOT_LEASE_US
 from gateway.core.plan import Plan, ScopeLimits
 from gateway.core.turn import AnswerItem, ChatReceiver, TurnId
-from gateway.core.vendor_keys import KeyLabel
-from gateway.options import Secret, UpstreamSettings
+from gateway.core.vendor_keys import KeyLabel, PlanLimit
+from gateway.options import UpstreamSettings
 from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
 from gateway.services.conversations import Conversations
@@ -34,6 +38,7 @@ from gateway.services.feedback import FeedbackService
 from gateway.services.following import Following
 from gateway.services.holdings import Holdings
 from gateway.services.journal import Journal
+from gateway.services.key_gate import GateRules
 from gateway.services.owned_turn import TurnPorts, TurnRules
 from gateway.services.peers import Peers
 from gateway.services.recovery import Recovery
@@ -44,11 +49,13 @@ from gateway.services.subscriptions import Subscription, Subscriptions
 from gateway.services.turns import Started, Turns
 from gateway.services.vendor import Vendor
 from gateway.services.vendor_copy import AfterDisconnect, AfterLoss, VendorCopies
+from gateway.services.vendor_gate import VendorGate
 from gateway.services.watches import Watches
 from gateway.services.window import Batch
 from gateway.store.conversations import RedisConversations
 from gateway.store.creations import RedisCreationKeys
 from gateway.store.event_log import RedisEventLog
+from gateway.store.gate import RedisGate
 from gateway.store.inbox import Inbox
 from gateway.store.ledger import RedisLedger
 from gateway.store.limiter import RedisLimiter
@@ -266,6 +273,12 @@ class Stage:
         probe_s: float = 0.5,
         listens: bool = True,
         lost_after_s: float = 0.5,
+        weight: int = 1,
+        plan_limit: PlanLimit = PlanLimit(),  # noqa: B008 - frozen
+        vendor_key: KeyLabel | None = None,
+        gate_rules: GateRules | None = None,
+        minute_us: int = MINUTE_US,
+        queue_max: int = 1000,
     ) -> None:
         self.vendor = vendor or PlayedVendor()
         self.store = Redis(url, timeout_s=store_timeout_s, connections=4)
@@ -291,13 +304,26 @@ class Stage:
             plan=plan or GENEROUS,
             disconnect=disconnect or Disconnect(),
         )
-        tenants = {self.tenant.id: self.tenant}
-        self.keys = KeyRing(KeyFiles(UpstreamSettings(api_key=Secret("key-of-the-stage"))))
-        asked = Vendor(self.vendor, self.keys)
         self.metrics = Metrics({self.tenant.id: list(self.tenant.personas)})
+        # A vendor key is shared by all tenants: a stage has one to itself, unless its tests share it.
+        self.key = vendor_key or KeyLabel(f"k-{uuid.uuid4().hex[:12]}")
+        self._secrets = tempfile.TemporaryDirectory(prefix="stage-")
+        self.give_key(self.key)
+        self.keys = KeyRing(KeyFiles(UpstreamSettings(keys_dir=Path(self._secrets.name))))
+        self.tenant = dataclasses.replace(self.tenant, vendor_keys=(self.key,), weight=weight)
+        self.plan_limit = plan_limit
+        self.gate = VendorGate(
+            RedisGate(self.store, self.worker, lambda _: self.plan_limit, queue_max=queue_max, minute_us=minute_us),
+            self.metrics.vendor_gate,
+            gate_rules or GateRules(),
+            keys=self.keys,
+            limit_of=lambda _: self.plan_limit,
+        )
+        asked = Vendor(self.vendor, self.keys, self.gate)
         self.limiter = RedisLimiter(self.store, slot_lease_us=slot_lease_us)
         self.admission = admission = Admission(self.limiter, b"pepper", self.metrics)
         self.holdings = Holdings(self.limiter, lease_us=slot_lease_us)
+        tenants = {self.tenant.id: self.tenant}
         self.creation_keys = RedisCreationKeys(self.store, ttl_s=100)
         self.creations = Creations(self.cache, self.creation_keys, call_timeout_s=call_timeout_s)
         self.conversations = Conversations(self.cache, asked, admission, self.creations)
@@ -330,7 +356,7 @@ class Stage:
         self.roster.on_add = self.following.moved
         self.peers = Peers(self.roster, self.following, self.watches)
         if listens:
-            self.inbox.open(self.peers)
+            self.inbox.open(self.peers, None, self.gate)
         self.turns = Turns(
             ports,
             self.roster,
@@ -356,12 +382,18 @@ class Stage:
         await asyncio.gather(*(reading.task for reading in self._readings), return_exceptions=True)
         await self.creations.aclose()
         await self.turns.aclose(grace_s=0)
+        await self.gate.aclose()
         await self.holdings.aclose()
         await self.inbox.aclose()
         await self.following.aclose()
         await self.watches.aclose()
         await self.showing.aclose()
         await self.store.aclose()
+        self._secrets.cleanup()
+
+    def give_key(self, label: KeyLabel) -> None:
+        """Put a vendor key where the ring looks for it."""
+        Path(self._secrets.name, label).write_text("key-of-the-stage", "utf-8")
 
     async def hears(self) -> None:
         """Wait until what other workers say arrives here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import aclosing
 
 import pytest
 
@@ -11,8 +12,11 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.events import TurnCompleted, TurnFailed, TurnStopped
 from gateway.core.identity import Tenant, TenantId
 from gateway.core.turn import StopReason
-from gateway.core.vendor_keys import KeyLabel
+from gateway.core.vendor_keys import KeyLabel, PlanLimit
+from gateway.services.key_gate import GateRules
 from gateway.services.vendor import Vendor
+from gateway.services.vendor_gate import VendorGate
+from gateway.store.gate import RedisGate
 from tests.services.stage import PlayedVendor, Stage, until
 
 ONE, TWO = KeyLabel("one"), KeyLabel("two")
@@ -28,6 +32,9 @@ class Ring:
     def candidates(self, ring: Sequence[KeyLabel], /) -> Sequence[KeyLabel]:
         return ring
 
+    def works(self, label: KeyLabel, /) -> bool:
+        return label in self._working
+
     def spare(self, ring: Sequence[KeyLabel], /) -> KeyLabel | None:
         return next(iter(self._working), None)
 
@@ -36,7 +43,7 @@ def refusal(status: int) -> GatewayError:
     return GatewayError(Code.UPSTREAM_UNAUTHORIZED, vendor_status=status)
 
 
-async def asked(ring: Ring, *answers: GatewayError | str) -> tuple[list[KeyLabel], object]:
+async def asked(stage: Stage, ring: Ring, *answers: GatewayError | str) -> tuple[list[KeyLabel], object]:
     """Make one call that is answered like this, and return the keys that it was made with and what came of it."""
     keys: list[KeyLabel] = []
 
@@ -47,26 +54,29 @@ async def asked(ring: Ring, *answers: GatewayError | str) -> tuple[list[KeyLabel
             raise answer
         return answer
 
-    try:
-        return keys, await Vendor(PlayedVendor(), ring).ask(TENANT, call)
-    except GatewayError as error:
-        return keys, error.vendor_status
+    limits = RedisGate(stage.store, stage.worker, lambda _: PlanLimit(), queue_max=1)
+    metrics = stage.metrics.vendor_gate
+    async with aclosing(VendorGate(limits, metrics, GateRules(), keys=ring, limit_of=lambda _: PlanLimit())) as gate:
+        try:
+            return keys, await Vendor(PlayedVendor(), ring, gate).ask(TENANT, call)
+        except GatewayError as error:
+            return keys, error.vendor_status
 
 
-async def test_call_refused_with_401_is_made_once_more_with_a_key_that_works() -> None:
+async def test_call_refused_with_401_is_made_once_more_with_a_key_that_works(stage: Stage) -> None:
     """A second key gets the answer; a second refusal is told, and there is no third try."""
-    assert await asked(Ring(TWO), "answer") == ([ONE], "answer")
-    assert await asked(Ring(TWO), refusal(401), "answer") == ([ONE, TWO], "answer")
-    assert await asked(Ring(TWO), refusal(401), refusal(401)) == ([ONE, TWO], 401)
-    assert await asked(Ring(ONE), refusal(401), "answer") == ([ONE, ONE], "answer")
+    assert await asked(stage, Ring(TWO), "answer") == ([ONE], "answer")
+    assert await asked(stage, Ring(TWO), refusal(401), "answer") == ([ONE, TWO], "answer")
+    assert await asked(stage, Ring(TWO), refusal(401), refusal(401)) == ([ONE, TWO], 401)
+    assert await asked(stage, Ring(ONE), refusal(401), "answer") == ([ONE, ONE], "answer")
 
 
-async def test_call_is_not_repeated_without_a_key_that_works_or_after_another_error() -> None:
+async def test_call_is_not_repeated_without_a_key_that_works_or_after_another_error(stage: Stage) -> None:
     """Only a 401 is certain to have come before any work; and a key that is known to be refused is not worth a call."""
-    assert await asked(Ring(), refusal(401)) == ([ONE], 401)
+    assert await asked(stage, Ring(), refusal(401)) == ([ONE], 401)
     for status in (400, 403, 404, 409, 429, 500, 503):
-        assert await asked(Ring(TWO), refusal(status)) == ([ONE], status)
-    assert await asked(Ring(TWO), GatewayError(Code.UPSTREAM_RESET)) == ([ONE], None)
+        assert await asked(stage, Ring(TWO), refusal(status)) == ([ONE], status)
+    assert await asked(stage, Ring(TWO), GatewayError(Code.UPSTREAM_RESET)) == ([ONE], None)
 
 
 async def test_turn_refused_with_401_is_sent_once_more_and_completes(stage: Stage) -> None:

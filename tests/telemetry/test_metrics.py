@@ -27,6 +27,7 @@ from gateway.telemetry.metrics import (
     reference,
     watch_loop,
 )
+from gateway.telemetry.vendor_gate import REFUSALS
 from gateway.telemetry.vendor_keys import OUTCOMES as KEY_OUTCOMES
 from gateway.upstream.observer import CloseReason, UpstreamObserver
 
@@ -276,6 +277,11 @@ def abuse(metrics: Metrics, word: str, number: int) -> None:
     metrics.upstream.goaway_received(number)
     metrics.vendor_keys.key_health_changed(word, healthy=number % 2 == 0)
     metrics.vendor_keys.key_answered(word, word)
+    metrics.vendor_gate.waiting(word, 1)
+    metrics.vendor_gate.waited(word, number)
+    metrics.vendor_gate.refused(word, REFUSALS[number % len(REFUSALS)])
+    metrics.vendor_gate.held(word)
+    metrics.vendor_gate.breaker(word, 1)
 
 
 def fill(metrics: Metrics) -> None:
@@ -318,6 +324,13 @@ def fill(metrics: Metrics) -> None:
         metrics.vendor_keys.key_health_changed(label, healthy=False)
         for outcome in (*KEY_OUTCOMES, "other"):
             metrics.vendor_keys.key_answered(label, outcome)
+        metrics.vendor_gate.waiting(label, 1)
+        metrics.vendor_gate.held(label)
+        metrics.vendor_gate.breaker(label, 1)
+        for reason in REFUSALS:
+            metrics.vendor_gate.refused(label, reason)
+    for tenant in (*TENANTS, "other"):
+        metrics.vendor_gate.waited(tenant, 1)
     for transport in (*TRANSPORTS, "other"):
         metrics.stream_opened(transport)
         metrics.resumed(transport, 1)

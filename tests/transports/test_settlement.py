@@ -50,7 +50,6 @@ REPORTED: dict[str, Ask] = {
     "broken after its end": completed(f"{ANSWER} #fault=cut-after-finish"),
 }
 REFUSED: dict[str, Ask] = {
-    "429": completed(f"{ANSWER} #fault=429"),
     "500": completed(f"{ANSWER} #fault=500"),
     "502 without a body": completed(f"{ANSWER} #fault=empty-body-error:502"),
 }
@@ -131,15 +130,16 @@ async def test_settlement_is_what_the_vendor_billed(habit: str, start_gateway: S
             check_equal(settlement, run)
 
 
+@pytest.mark.parametrize("status", [429, 500])
 async def test_settlement_of_a_refused_message_asks_the_vendor_nothing(
-    start_gateway: StartGateway, sign_in: SignIn
+    status: int, start_gateway: StartGateway, sign_in: SignIn
 ) -> None:
     """A message that was refused is settled in the step that ends its turn, without a look-up."""
     running = await start_gateway(environ=SOON)
     client = await sign_in(running)
     conversation = await client.conversation()
     before = running.simulator.state.requests
-    await client.complete(conversation, f"{ANSWER} #fault=500")
+    await client.complete(conversation, f"{ANSWER} #fault={status}")
     assert await running.gateway.redis.call("EXISTS", f"hg:{{{running.tenant}}}:usage:unsettled") == 0
     assert await running.gateway.redis.call("XLEN", f"hg:{{{running.tenant}}}:usage:settled") == 1
     assert running.simulator.state.requests == before + 1
