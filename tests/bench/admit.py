@@ -1,4 +1,4 @@
-"""``python -m tests.bench admit``: what one decision on a request's limits costs, in the gateway and in the store."""
+"""``python -m tests.bench admit``: what a decision on a request's limits costs, and one of the gate, here and there."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from statistics import median
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import ClientSession, TCPConnector
 
 from gateway.core.conversation import Conversation, ConversationId
-from gateway.core.identity import Persona, Principal, Tenant, TenantId, UserHash, UserId
+from gateway.core.identity import Persona, Principal, Tenant, TenantId, UserHash, UserId, WorkerId
 from gateway.core.plan import Plan, ScopeLimits
 from gateway.core.turn import TurnId
+from gateway.core.vendor_keys import KeyLabel, PlanLimit
 from gateway.services.admission import Admission
+from gateway.services.key_gate import GateRules
+from gateway.services.vendor_gate import VendorGate
+from gateway.store.gate import RedisGate
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
 from gateway.telemetry.metrics import Metrics
@@ -77,6 +82,50 @@ class Asker:
         return len(admitted.slots)
 
 
+class Passer:
+    """Asks the gate of one vendor key for turns of a hundred tenants, each of which passes at once."""
+
+    def __init__(self, redis: Redis, limit: PlanLimit) -> None:
+        tenants = [Tenant(id=TenantId(f"bench-{number}"), personas={}) for number in range(100)]
+        self._gate = VendorGate(
+            RedisGate(redis, WorkerId("bench"), lambda _: limit, queue_max=1000),
+            Metrics({tenant.id: [] for tenant in tenants}).vendor_gate,
+            GateRules(),
+            keys=OneKey(),
+            limit_of=lambda _: limit,
+        )
+        self._tenants = itertools.cycle(tenants)
+
+    async def ask(self) -> int:
+        """Have one turn let through, and say that it was answered."""
+        passage = await self._gate.enter(next(self._tenants), str(uuid.uuid4()))
+        await passage.wait()
+        passage.answered()
+        return 1
+
+
+class OneKey:
+    """A ring of one key."""
+
+    def candidates(self, ring: Sequence[KeyLabel], /) -> Sequence[KeyLabel]:
+        return ring
+
+    def works(self, label: KeyLabel, /) -> bool:
+        return True
+
+    def spare(self, ring: Sequence[KeyLabel], /) -> KeyLabel | None:
+        return None
+
+
+ASKERS: Final[dict[str, Callable[[Redis], Asker | Passer]]] = {
+    "default": lambda redis: Asker(redis, "default"),
+    "usual": lambda redis: Asker(redis, "usual"),
+    "everything": lambda redis: Asker(redis, "everything"),
+    "gate, no limit": lambda redis: Passer(redis, PlanLimit()),
+    "gate": lambda redis: Passer(redis, PlanLimit(per_hour=MANY, per_min=MANY)),
+}
+
+
 class Decisions(msgspec.Struct, kw_only=True):
     """What deciding under one plan cost in one round; times are for one decision."""
 
@@ -113,7 +162,7 @@ class Report(msgspec.Struct, kw_only=True):
         ]
         rows: list[Sequence[str]] = [head]
         plain = median(self.plain_us)
-        for plan in PLANS:
+        for plan in ASKERS:
             of_plan = [one for one in self.rounds if one.plan == plan]
 
             def middle(figure: Callable[[Decisions], float], of: list[Decisions] = of_plan) -> float:
@@ -164,9 +213,9 @@ async def run(concurrency: int, seconds: float, rounds: int) -> Report:
 
                 for _ in range(rounds):
                     plain_us.append(await _handler_us(handlers.pid, visit("plain"), concurrency, seconds))
-                    for plan in PLANS:
+                    for plan in ASKERS:
                         measured.append(await _decide(server, plan, concurrency, seconds))
-                        handler_us = await _handler_us(handlers.pid, visit(plan), concurrency, seconds)
+                        handler_us = await _handler_us(handlers.pid, visit(quote(plan)), concurrency, seconds)
                         measured[-1].handler_us = handler_us
                         await server.redis.call("FLUSHALL")
     return Report(
@@ -179,7 +228,7 @@ async def run(concurrency: int, seconds: float, rounds: int) -> Report:
 
 
 async def _decide(server: Server, plan: str, concurrency: int, seconds: float) -> Decisions:
-    asker = Asker(server.redis, plan)
+    asker = ASKERS[plan](server.redis)
     await asyncio.gather(*(asker.ask() for _ in range(concurrency)))
     begin, latencies_ns = Mark(server), list[int]()
     await _repeat(asker.ask, concurrency, seconds, latencies_ns)

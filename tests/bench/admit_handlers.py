@@ -11,13 +11,13 @@ import sys
 from aiohttp import web
 
 from gateway.store.redis import Redis
-from tests.bench.admit import PLANS, Asker
+from tests.bench.admit import ASKERS
 from tests.bench.relay import announce, runner
 
 
 async def serve(url: str) -> None:
     redis = Redis(url, timeout_s=5.0, connections=16)
-    askers = {name: Asker(redis, name) for name in PLANS}
+    askers = {name: make(redis) for name, make in ASKERS.items()}
 
     async def plain(_: web.Request) -> web.Response:
         return web.Response(text="ok")

@@ -142,5 +142,6 @@ async def test_admit_benchmark_prints_its_table(tmp_path: Path) -> None:
     for name in ("gateway µs", "Valkey µs", "decisions/s a core", "A plain aiohttp handler"):
         assert name in output
     document = json.loads(path.read_bytes())
-    assert [one["plan"] for one in document["rounds"]] == ["default", "usual", "everything"]
+    plans = ["default", "usual", "everything", "gate, no limit", "gate"]
+    assert [one["plan"] for one in document["rounds"]] == plans
     assert all(one["decisions"] > 10 and one["client_us"] > 0 for one in document["rounds"])
