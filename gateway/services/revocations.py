@@ -125,5 +125,7 @@ class Revocations:
                 throttled(logger, "revocations.unread", error=error)
             except Exception:  # a mistake of ours must not leave the worker without news
                 logger.exception("revocations.crashed")
+            # Not wait_for, which until Python 3.12 may lose a cancellation that comes in the moment of the word.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), LOOK_S if self._hears() else DEAF_LOOK_S)
+                async with asyncio.timeout(LOOK_S if self._hears() else DEAF_LOOK_S):
+                    await self._look.wait()

@@ -228,3 +228,17 @@ async def test_word_that_overtakes_a_look_is_not_undone_by_it(
     assert worker.cover(Holder(acme, ADA)) is not out_at_first
     await worker.aclose()
     await operator.lift(acme)
+
+
+@pytest.mark.parametrize("ticks", range(8))
+async def test_end_in_the_moment_of_word_ends_the_look(make: Make, ticks: int) -> None:
+    """However word and the worker's end fall together, the task that looks ends with the worker."""
+    worker = make()
+    worker.open()
+    await until(lambda: bool(worker._look._waiters))
+    worker.heard()
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    closing = asyncio.create_task(worker.aclose())
+    done, _ = await asyncio.wait({closing}, timeout=5)
+    assert done
