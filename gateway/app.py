@@ -29,6 +29,7 @@ from gateway.services.keys import ApiKeys
 from gateway.services.owned_turn import TurnPorts, TurnRules
 from gateway.services.peers import Peers
 from gateway.services.recovery import Recovery
+from gateway.services.registry import Registry
 from gateway.services.rescue import RescueRules
 from gateway.services.revocations import Revocations
 from gateway.services.roster import Roster
@@ -36,6 +37,8 @@ from gateway.services.sessions import Sessions
 from gateway.services.showing import Showing
 from gateway.services.subscriptions import Subscriptions
 from gateway.services.sweeper import Sweeper
+from gateway.services.tenants import Tenants
+from gateway.services.tenants_file import TenantsFile
 from gateway.services.tickets import TicketRules, Tickets
 from gateway.services.tokens import SessionRules, SessionTokens, Signer
 from gateway.services.turns import Turns
@@ -54,7 +57,7 @@ from gateway.store.ledger import RedisLedger
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
 from gateway.store.revocations import RedisRevocations
-from gateway.store.tenants import RedisKeys
+from gateway.store.tenants import RedisKeys, RedisTenants
 from gateway.store.uses import RedisUses
 from gateway.telemetry.metrics import Metrics
 from gateway.transports import conversations, docs, middleware, ops, page, tickets, turns, websocket
@@ -74,12 +77,14 @@ REVOCATION_EXTRA_S: Final = 60.0  # beyond the longest token: the leeway between
 class Gateway:
     """One worker's parts, from the store up to the doors.
 
-    ``open`` before it serves anybody, ``aclose`` after the turns have been drained.
+    ``load`` and ``open`` before it serves anybody, ``aclose`` after the turns have been drained.
     """
 
     settings: Settings
     redis: Redis
     key_ring: KeyRing
+    tenants: Tenants
+    tenants_file: TenantsFile | None
     upstream: HyperleapClient
     gate: VendorGate
     auth: Auth
@@ -106,7 +111,10 @@ class Gateway:
 
     def open(self) -> None:
         """Begin to hear other workers, and to do what nobody asks for (lost turns, unsettled tokens)."""
-        self.inbox.open(self.hearer, self.revocations, self.gate)
+        self.inbox.open(self.hearer, self.revocations, self.gate, self.tenants)
+        self.tenants.open()
+        if self.tenants_file is not None:
+            self.tenants_file.open()
         self.revocations.open()
         self.sweeper.open()
 
@@ -125,7 +133,15 @@ class Gateway:
         checks["peers"] = "ok" if self.inbox.hears else "deaf"
         return ready, checks
 
+    async def load(self) -> None:
+        """Learn what is kept of tenants and of revocations; raises GatewayError(store_unavailable)."""
+        await self.tenants.load()
+        await self.revocations.load()
+
     async def aclose(self) -> None:
+        if self.tenants_file is not None:
+            await self.tenants_file.aclose()
+        await self.tenants.aclose()
         await self.creations.aclose()
         await self.gate.aclose()
         await self.holdings.aclose()
@@ -143,8 +159,11 @@ class Gateway:
 
 def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id: str | None = None) -> Gateway:
     """Build a worker. Opens no connection; raises SettingsError, ValueError or OSError for what cannot work."""
-    tenants = settings.tenant_values()
-    metrics = Metrics({tenant.id: list(tenant.personas) for tenant in tenants.values()})
+    fixed = settings.tenant_tables()
+    metrics = Metrics(
+        {name: list(tenant.personas) for name, tenant in fixed.tenants.items()},
+        personas_max=settings.server.metrics_personas_max,
+    )
     redis = Redis(
         redis_url,
         timeout_s=settings.redis.timeout_s,
@@ -152,7 +171,6 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         observer=metrics.redis_called,
     )
     ring = vendor_key_ring(settings, metrics.vendor_keys)
-    ring.require(tenants)
     upstream = upstream_client(settings, ring, metrics.upstream)
     worker = WorkerId(worker_id or uuid.uuid4().hex)
     gate = _vendor_gate(settings, redis, worker, ring, metrics)
@@ -173,6 +191,11 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     limiter = RedisLimiter(redis)
     admission, holdings = Admission(limiter, secrets.pepper, metrics), Holdings(limiter)
     inbox = Inbox(redis, worker, probe_s=rules.probe_s)
+    registry, path = Registry(), settings.server.tenants_file
+    tenants = Tenants(
+        registry, RedisTenants(redis), fixed, settings.tenant_source, hears=lambda: inbox.hears, metrics=metrics
+    )
+    ring.require(registry)
     revocations = Revocations(
         RedisRevocations(redis, life_s=settings.sessions.ttl_max_s + REVOCATION_EXTRA_S), hears=lambda: inbox.hears
     )
@@ -181,12 +204,12 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     key_sets = KeySets(key_set_source)
     signer = Signer(secrets.signing_key, secrets.previous_signing_key)
     auth = Auth(
-        tenants,
+        registry,
         ApiKeys(RedisKeys(redis), pepper=secrets.pepper),
         SessionTokens(signer, uses, session_rules(settings)),
         Tickets(signer, uses, _ticket_rules(settings)),
         Issuers(
-            tenants,
+            registry,
             key_sets,
             life_max_s=settings.sessions.ttl_max_s,
             token_max_bytes=settings.sessions.token_max_bytes,
@@ -217,7 +240,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         store,
         copies,
         after_loss,
-        tenants=tenants,
+        tenants=registry.known,
         rules=RescueRules(timeout_s=rules.recovery_timeout_s, reads_max=rules.recovery_reads_max),
     )
     ledger = RedisLedger(redis, ttl_s=settings.ledger.keep_s, retries_s=settings.ledger.look_up_s[1:])
@@ -249,12 +272,15 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         metrics=metrics,
         rules=_edge_rules(settings),
     )
-    turns_service.revoked = revocations.cover
-    revocations.on_change += [edge.end_revoked, turns_service.stop_revoked]
+    turns_service.revoked = auth.covers
+    for on_change in (revocations.on_change, registry.on_change):
+        on_change += [edge.end_lost, turns_service.stop_revoked]
     gateway = Gateway(
         settings=settings,
         redis=redis,
         key_ring=ring,
+        tenants=tenants,
+        tenants_file=TenantsFile(path, tenants.fix, metrics) if path is not None else None,
         upstream=upstream,
         gate=gate,
         auth=auth,
@@ -268,7 +294,9 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         holdings=holdings,
         showing=showing,
         recovery=recovery,
-        sweeper=Sweeper(tenants, (recovery.sweep, accounting.sweep, admission.sweep), interval_s=rules.lease_s / 2),
+        sweeper=Sweeper(
+            registry.known, (recovery.sweep, accounting.sweep, admission.sweep), interval_s=rules.lease_s / 2
+        ),
         inbox=inbox,
         revocations=revocations,
         hearer=Peers(roster, following, watches),

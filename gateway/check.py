@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.core.errors import GatewayError
 from gateway.secret_files import load
@@ -14,6 +15,8 @@ from gateway.upstream.client import HyperleapClient
 from gateway.upstream.errors import ConnectFailed
 from gateway.upstream.key_files import KeyFiles, labels_of
 
+TENANTS_SHOWN: Final = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -22,6 +25,17 @@ class Finding:
     subject: str
     ok: bool
     words: str
+
+
+def check_tenants(settings: Settings) -> Finding:
+    """Read the tenants that are fixed, from the tenants file where one is set."""
+    try:
+        tenants = settings.tenant_values()
+    except SettingsError as error:
+        return Finding("tenants", False, str(error))
+    named = ", ".join(sorted(tenants)[:TENANTS_SHOWN]) + (", …" if len(tenants) > TENANTS_SHOWN else "")
+    where = settings.server.tenants_file or settings.tenant_source
+    return Finding("tenants", True, f"{named} ({where})")
 
 
 def check_secrets(settings: Settings) -> Finding:

@@ -166,6 +166,7 @@ def check(config: Path | None, redis_url: str | None) -> None:
         try:
             return [
                 *keys,
+                checks.check_tenants(settings),
                 checks.check_secrets(settings),
                 await checks.check_store(settings),
                 await checks.check_upstream(client, settings.upstream.base_url),

@@ -16,6 +16,7 @@ from gateway.services.auth import Auth
 from gateway.services.issuers import Issuers
 from gateway.services.key_sets import KeySets
 from gateway.services.keys import ApiKeys
+from gateway.services.registry import Registry
 from gateway.services.revocations import Revocations
 from gateway.services.sessions import Sessions
 from gateway.services.tickets import TicketRules, Tickets
@@ -90,7 +91,7 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
             "GATEWAY_REDIS_URL", f"is not set, and no gateway keeps a store in {data_dir} (GATEWAY_DATA_DIR) just now"
         )
     secrets = find_secrets(settings)
-    tenants = _tenants(settings)
+    tenants = Registry(_tenants(settings))
     redis = Redis(url, timeout_s=settings.redis.timeout_s, connections=1)
     rules = session_rules(settings)
     signer, uses, source = Signer(secrets.signing_key, secrets.previous_signing_key), RedisUses(redis), HttpKeySets()
@@ -114,6 +115,6 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
 
 def _tenants(settings: Settings) -> Mapping[TenantId, Tenant]:
     """Return the tenants; the default one is there also for a command that was not told its persona."""
-    if not settings.tenants and settings.upstream.persona_id is None:
+    if not (settings.tenants or settings.server.tenants_file or settings.upstream.persona_id):
         return {DEFAULT_TENANT: Tenant(id=DEFAULT_TENANT, personas={})}
     return settings.tenant_values()

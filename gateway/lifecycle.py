@@ -138,7 +138,7 @@ async def serve(
         )
         stack.push_async_callback(gateway.aclose)
         await check_store(gateway, settings)
-        await gateway.revocations.load()
+        await gateway.load()
         gateway.open()
         server = settings.server
         public = await run_app(stack, gateway.public)
@@ -301,7 +301,7 @@ def own_origins(settings: Settings, url: str) -> frozenset[str]:
 async def mint(gateway: Gateway, *, fresh: bool) -> list[Minted]:
     """Make the keys that this start shows: a new tenant's first ones, or the env file's anew."""
     minted: list[Minted] = []
-    for tenant in gateway.auth.tenants:
+    for tenant in gateway.tenants.fixed:  # those of the store get theirs from who makes them
         if fresh:
             label = ENV_FILE_LABEL
         elif all(known.label == ENV_FILE_LABEL for known in await gateway.auth.keys.list(tenant)):

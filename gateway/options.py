@@ -137,6 +137,18 @@ class ServerSettings(Section, frozen=True, kw_only=True):
         float, doc("While draining, readers that another worker can serve are sent there over this span", ge=0)
     ] = 5.0
     page: Annotated[bool, doc("Serve the chat page at `/`")] = True
+    tenants_file: Annotated[
+        Path | None,
+        doc("TOML file with `[tenants]` and `[plans]`, followed while it changes; then none are written here"),
+    ] = None
+    metrics_personas_max: Annotated[
+        int,
+        doc(
+            "Personas that metrics name beyond those that the start finds; later ones count as `other`",
+            ge=0,
+            le=100_000,
+        ),
+    ] = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,7 @@ import msgspec
 from gateway.core.identity import Disconnect, DisconnectPolicy, Persona, Tenant, TenantId
 from gateway.core.issuers import Issuer
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
+from gateway.core.tenancy import Source
 from gateway.core.vendor_keys import KEY_LABEL, KeyLabel, PlanLimit
 from gateway.options import (
     MASK,
@@ -64,12 +66,16 @@ __all__ = [
     "SettingsError",
     "StreamSettings",
     "TenantSettings",
+    "TenantTables",
     "TurnSettings",
     "UpstreamSettings",
     "VendorKeySettings",
     "WebSocketSettings",
     "load",
+    "parse_tenant",
+    "read_tenants",
     "reference",
+    "written",
 ]
 
 DEFAULT_TENANT = TenantId("default")
@@ -93,12 +99,45 @@ ENV_SHORT = {
     "sessions.previous_signing_key_file": "GATEWAY_PREVIOUS_SIGNING_KEY_FILE",
 }
 CONFIG_ENV = "GATEWAY_CONFIG"
+TENANTS_FILE_MAX_BYTES = 4_194_304
 # What `--env-file` writes; a shell that has sourced such a file must still be able to start a gateway.
 NOT_SETTINGS = frozenset({"GATEWAY_URL", "GATEWAY_INTERNAL_URL", "GATEWAY_SECRET_KEY", "GATEWAY_PUBLISHABLE_KEY"})
 # Kubernetes puts these into every container for each Service of the namespace; a Service named "gateway" or
 # "hyperleap-gateway" makes them begin with our prefixes.
 SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
+
+
+class TenantTables(Section, frozen=True, kw_only=True):
+    """Tenants and the plans that they may have, as they are written in one place."""
+
+    plans: dict[str, LimitSettings] = msgspec.field(default_factory=dict)
+    tenants: dict[str, TenantSettings] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for tenant_id, tenant in self.tenants.items():
+            check_tenant_id(tenant_id)
+            try:
+                self.check_plan(tenant)
+            except SettingsError as error:
+                raise SettingsError(f"tenants.{tenant_id}.{error.key}", error.message) from None
+        claimed: dict[tuple[str, str], str] = {}
+        for tenant_id, tenant in self.tenants.items():
+            for name, issuer in tenant.issuers.items():
+                key = f"tenants.{tenant_id}.issuers.{name}"
+                other = claimed.setdefault((issuer.issuer, issuer.audience), key)
+                if other != key:  # whose user would it be?
+                    raise SettingsError(key, f"has the issuer and the audience of {other}")
+
+    def check_plan(self, tenant: TenantSettings) -> None:
+        """Raise SettingsError for a tenant whose plan is not among these."""
+        if tenant.plan is not None and tenant.plan not in self.plans:
+            raise SettingsError("plan", f"there is no [plans.{tenant.plan}]")
+
+    def tenant(self, tenant_id: TenantId, settings: TenantSettings) -> Tenant:
+        """Return the tenant that its settings and these plans make."""
+        plan = self.plans[settings.plan] if settings.plan is not None else LimitSettings()
+        return _tenant(tenant_id, settings, plan)
 
 
 class Settings(Section, frozen=True, kw_only=True):
@@ -122,32 +161,41 @@ class Settings(Section, frozen=True, kw_only=True):
         for label in self.vendor_keys:
             if not KEY_LABEL.fullmatch(label):
                 raise SettingsError(f"vendor_keys.{label}", f"a key's label must match {KEY_LABEL.pattern}")
-        for tenant_id in self.tenants:
-            check_tenant_id(tenant_id)
-            plan = self.tenants[tenant_id].plan
-            if plan is not None and plan not in self.plans:
-                raise SettingsError(f"tenants.{tenant_id}.plan", f"there is no [plans.{plan}]")
-        if not self.tenants:
+        TenantTables(plans=self.plans, tenants=self.tenants)  # which checks them
+        if self.server.tenants_file is not None:
+            where = "[tenants] are in server.tenants_file"
+            for name in ("tenants", "plans"):
+                if getattr(self, name):
+                    raise SettingsError(name, f"must not be written, since {where}")
+        elif self.tenants:
+            where = "[tenants] are written"
+        else:
             return
-        claimed: dict[tuple[str, str], str] = {}
-        for tenant_id, tenant in self.tenants.items():
-            for name, issuer in tenant.issuers.items():
-                key = f"tenants.{tenant_id}.issuers.{name}"
-                other = claimed.setdefault((issuer.issuer, issuer.audience), key)
-                if other != key:  # whose user would it be?
-                    raise SettingsError(key, f"has the issuer and the audience of {other}")
         if self.upstream.persona_id is not None:
-            raise SettingsError("upstream.persona_id", "is for the default tenant, but [tenants] are written")
+            raise SettingsError("upstream.persona_id", f"is for the default tenant, but {where}")
         for name in DefaultTenantSettings.__struct_fields__:
             if getattr(self.default_tenant, name) != getattr(DefaultTenantSettings(), name):
-                raise SettingsError(f"default_tenant.{name}", "is for the default tenant, but [tenants] are written")
+                raise SettingsError(f"default_tenant.{name}", f"is for the default tenant, but {where}")
 
-    def tenant_values(self) -> dict[TenantId, Tenant]:
-        """Return the tenants. Raises SettingsError when there is none."""
+    @property
+    def tenant_source(self) -> Source:
+        """Where the fixed tenants are written."""
+        return Source.FILE if self.server.tenants_file is not None else Source.SETTINGS
+
+    def tenant_tables(self) -> TenantTables:
+        """Return the tenants that are fixed, with their plans; reads the tenants file where one is set.
+
+        Raises SettingsError, also when there is none at all.
+        """
+        if self.server.tenants_file is not None:
+            return read_tenants(self.server.tenants_file)
         if self.tenants:
-            return {TenantId(name): self._tenant(TenantId(name), tenant) for name, tenant in self.tenants.items()}
+            return TenantTables(plans=self.plans, tenants=self.tenants)
         if self.upstream.persona_id is None:
-            raise SettingsError("HYPERLEAP_PERSONA_ID", "no tenant: name a persona, or write [tenants] in a TOML file")
+            raise SettingsError(
+                "HYPERLEAP_PERSONA_ID",
+                "no tenant: name a persona, or write [tenants] in a TOML file",
+            )
         default = self.default_tenant
         persona = PersonaSettings(persona_id=self.upstream.persona_id, replacements=default.replacements)
         tenant = TenantSettings(
@@ -159,16 +207,17 @@ class Settings(Section, frozen=True, kw_only=True):
             disconnect=default.disconnect,
             vendor_keys=default.vendor_keys,
         )
-        return {DEFAULT_TENANT: self._tenant(DEFAULT_TENANT, tenant)}
+        return TenantTables(plans=self.plans, tenants={DEFAULT_TENANT: tenant})
+
+    def tenant_values(self) -> dict[TenantId, Tenant]:
+        """Return the tenants that are fixed; raises SettingsError, see ``tenant_tables``."""
+        tables = self.tenant_tables()
+        return {TenantId(name): tables.tenant(TenantId(name), tenant) for name, tenant in tables.tenants.items()}
 
     def plan_limit(self, label: KeyLabel) -> PlanLimit:
         """Return what the vendor's plan grants a key: its own limit, else that of every key."""
         own = self.vendor_keys.get(label)
         return plan_limit(own.plan_limit if own is not None and own.plan_limit else self.upstream.plan_limit)
-
-    def _tenant(self, tenant_id: TenantId, settings: TenantSettings) -> Tenant:
-        plan = self.plans[settings.plan] if settings.plan is not None else LimitSettings()
-        return _tenant(tenant_id, settings, plan)
 
     def effective(self) -> dict[str, Any]:
         """Return the tree as plain values for printing, secrets masked, a Redis URL without its password."""
@@ -205,6 +254,53 @@ def load(config: Path | None, environ: Mapping[str, str], overrides: Mapping[str
         return _build(Settings, raw, "", base)
     except SettingsError as error:
         raise SettingsError(sources.get(error.key, error.key), error.message) from None
+
+
+def read_tenants(path: Path) -> TenantTables:
+    """Read a tenants file: ``[tenants.<id>]`` and ``[plans.<name>]`` as in the settings' own file, and nothing else.
+
+    Raises SettingsError, keyed by the file's name and the field. A file that names no tenant is refused: whoever writes
+    one anew has just begun.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(TENANTS_FILE_MAX_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(path.name, f"cannot be read: {reason(error)}") from None
+    if len(raw) > TENANTS_FILE_MAX_BYTES:
+        raise SettingsError(path.name, f"is larger than {TENANTS_FILE_MAX_BYTES} bytes")
+    try:
+        tables = _build(TenantTables, tomllib.loads(raw.decode("utf-8")), "", path.parent)
+    except UnicodeDecodeError as error:
+        raise SettingsError(path.name, f"cannot be read: {reason(error)}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(path.name, f"is not valid TOML: {error}") from None
+    except RecursionError:
+        raise SettingsError(path.name, "is nested too deeply") from None
+    except SettingsError as error:
+        raise SettingsError(f"{path.name}: {error.key}", error.message) from None
+    if not tables.tenants:
+        raise SettingsError(path.name, "names no tenant")
+    return tables
+
+
+def parse_tenant(raw: object) -> TenantSettings:
+    """Read one tenant's table, as an operator gives it or the store keeps it; raises SettingsError with the field."""
+    try:
+        return _build(TenantSettings, raw, "", Path())
+    except RecursionError:
+        raise SettingsError("", "is nested too deeply") from None
+
+
+def written(section: Section) -> dict[str, Any]:
+    """Return the table that makes a section: its fields as plain values, those left out that are as they are unset."""
+    return {
+        name: {item: written(part) for item, part in value.items()}
+        if isinstance(value, dict)
+        else (written(value) if isinstance(value, Section) else _plain(value))
+        for name in section.__struct_fields__
+        if (value := getattr(section, name)) != _unset(type(section), name)
+    }
 
 
 class _Text(str):
@@ -246,6 +342,7 @@ def _put(raw: dict[str, Any], key: str, value: object) -> None:
 
 
 S = TypeVar("S", bound=Section)
+_hints = cache(get_type_hints)  # of a section: they take longer to find out than all the rest of building it
 
 
 def _build(kind: type[S], raw: object, at: str, base: Path) -> S:
@@ -253,12 +350,14 @@ def _build(kind: type[S], raw: object, at: str, base: Path) -> S:
     prefix = f"{at}." if at else ""
     if not isinstance(raw, Mapping):
         raise SettingsError(at, "must be a table")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     values: dict[str, Any] = {}
     for name, value in raw.items():
         key = f"{prefix}{name}"
         if name not in hints:
-            raise _unknown(key, [f"{prefix}{known}" for known in hints] + ([] if prefix else list(_ENV_BY_KEY)))
+            raise _unknown(
+                key, [f"{prefix}{known}" for known in hints] + (list(_ENV_BY_KEY) if kind is Settings else [])
+            )
         hint = hints[name]
         if isinstance(hint, type) and issubclass(hint, Section):
             values[name] = _build(hint, value, key, base)
@@ -311,9 +410,15 @@ def _unknown(name: str, known: Any) -> SettingsError:
     return SettingsError(name, f"there is no such setting; the nearest is {nearest}")
 
 
+@cache
 def _default(kind: type[msgspec.Struct], name: str) -> Any:
     field = next(field for field in msgspec.structs.fields(kind) if field.name == name)
     return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory
+
+
+def _unset(kind: type[msgspec.Struct], name: str) -> Any:
+    default = _default(kind, name)
+    return default() if isinstance(default, type) else default
 
 
 def _plain(value: object) -> Any:

@@ -110,7 +110,7 @@ async def _serve(launch: Launch, control: Control, post: _Post) -> None:
         gateway = build(settings, redis_url=launch.redis_url, secrets=secrets, worker_id=launch.worker_id)
         stack.push_async_callback(gateway.aclose)
         await check_store(gateway, settings)
-        await gateway.revocations.load()
+        await gateway.load()
         gateway.open()
         post.recovery = gateway.recovery
         public = await run_app(stack, gateway.public)

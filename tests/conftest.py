@@ -21,6 +21,8 @@ from gateway.secret_files import SecretKeys
 from gateway.settings import load
 from gateway.simulator.server import Simulator, SimulatorSettings
 from gateway.store.embedded import EmbeddedValkey
+from gateway.store.redis import Redis
+from gateway.store.tenants import TENANTS, RedisTenants
 from gateway.transports.refusals import EdgeRunner
 
 PERSONA_ID = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
@@ -39,6 +41,16 @@ def store_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
     finally:
         loop.run_until_complete(valkey.aclose())
         loop.close()
+
+
+@pytest.fixture
+async def stored_tenants(store_url: str) -> AsyncIterator[RedisTenants]:
+    """The tenants in the store: none at first, and none afterwards, since every gateway on it would have them."""
+    redis = Redis(store_url, timeout_s=2.0, connections=2)
+    await redis.call("DEL", TENANTS)
+    yield RedisTenants(redis)
+    await redis.call("DEL", TENANTS)
+    await redis.aclose()
 
 
 @dataclass(slots=True)
@@ -95,6 +107,7 @@ async def start_gateway(store_url: str, tmp_path: Path) -> AsyncIterator[StartGa
             toml: str = "",
             tenant: str | None = None,
             redis_url: str | None = None,
+            load_stored: bool = False,
         ) -> Running:
             if isinstance(simulator, Simulator):
                 stand_in = simulator
@@ -110,6 +123,8 @@ async def start_gateway(store_url: str, tmp_path: Path) -> AsyncIterator[StartGa
             settings = load(config, environment)
             gateway = build(settings, redis_url=redis_url or store_url, secrets=SECRETS)
             stack.push_async_callback(gateway.aclose)
+            if load_stored:
+                await gateway.load()
             gateway.open()
             stack.push_async_callback(gateway.turns.aclose, grace_s=0)
             url = await _listen(stack, gateway.public)

@@ -423,6 +423,26 @@ personas.default.persona_id = "{PERSONA_ID}"
         assert VENDOR_KEY not in out + err
 
 
+async def test_check_bad_tenants_file_fails_by_tenant_and_field(tmp_path: Path) -> None:
+    """``check`` and a start name what is wrong with a tenants file; ``check`` lists the tenants of a good one."""
+    path = tmp_path / "tenants.toml"
+    environ = {
+        "HYPERLEAP_API_KEY": VENDOR_KEY,
+        "HYPERLEAP_BASE_URL": "https://127.0.0.1:9",
+        "GATEWAY_TENANTS_FILE": str(path),
+    }
+    path.write_text(f"[tenants.acme.personas.default]\npersona_id = '{PERSONA_ID}'\n")
+    async with run(tmp_path, "check", **environ) as command:
+        out, _ = await command.finish()
+        assert "ok    tenants: acme" in out
+    path.write_text("[tenants.acme.personas.default]\npersona_id = 'nonsense'\n")
+    for words in (("check",), ("serve", *ports(tmp_path)), ("serve", "--workers", "1", *ports(tmp_path))):
+        async with run(tmp_path, *words, **environ) as command:
+            out, err = await command.finish()
+            assert command.process.returncode == 1
+            assert "tenants.toml: tenants.acme.personas.default.persona_id: 'nonsense' is not a UUID" in out + err
+
+
 async def test_settings_with_a_typo_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
     """A misspelt variable stops the start and names the one that was meant."""
     async with run(tmp_path, "check", HYPERLEAP_API_KEY=VENDOR_KEY, GATEWAY_PROT="1") as command:

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import settings as settings_module
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
+from gateway.core.tenancy import Source
 from gateway.core.vendor_keys import DEFAULT_KEY, KeyLabel, PlanLimit
 from gateway.options import normal_origin
 from gateway.settings import (
@@ -20,7 +21,10 @@ from gateway.settings import (
     SettingsError,
     TurnSettings,
     load,
+    parse_tenant,
+    read_tenants,
     reference,
+    written,
 )
 
 PERSONA = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
@@ -521,3 +525,74 @@ def test_reference_page_is_current() -> None:
     """docs/settings.md is what the code says: `python -m gateway.settings > gateway/docs/settings.md`."""
     page = Path(settings_module.__file__).parent / "docs" / "settings.md"
     assert page.read_text("utf-8") == reference()
+
+
+# --- a tenants file ---------------------------------------------------------------------------------------------------
+
+
+def test_tenants_file_gives_the_tenants_and_plans(tmp_path: Path) -> None:
+    """The file says what the settings' own file could, relative to the directory of the settings."""
+    (tmp_path / "tenants.toml").write_text(TENANTS + "[plans.gold]\nuser.requests_per_min = 3\n")
+    config = write(tmp_path, '[server]\ntenants_file = "tenants.toml"\n')
+    for settings in (load(config, HOME), load(None, {**HOME, "GATEWAY_TENANTS_FILE": str(tmp_path / "tenants.toml")})):
+        (tenant,) = settings.tenant_values().values()
+        assert (tenant.id, tenant.plan.user.requests_per_min) == ("acme", 7)
+        assert settings.tenant_source is Source.FILE
+        assert list(settings.tenant_tables().plans) == ["gold"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("", "t.toml"),
+        ("[plans.gold]", "t.toml"),
+        ("[tenants", "t.toml"),
+        ("[tenants.acme]", "t.toml: tenants.acme.personas"),
+        (TENANTS + "[tenants.acme.personas.sales]\npersona_id = 'x'", "t.toml: tenants.acme.personas.sales.persona_id"),
+        (TENANTS + "[tenants.Acme.personas.a]\npersona_id = '" + PERSONA + "'", "t.toml: tenants.Acme"),
+        (TENANTS + "[server]\nport = 1", "t.toml: server"),
+        (TENANTS.replace("anonymous", "plan = 'gold'\nanonymous"), "t.toml: tenants.acme.plan"),
+    ],
+)
+def test_bad_tenants_file_is_refused_by_tenant_and_field(tmp_path: Path, text: str, key: str) -> None:
+    """A start with it ends, and says which tenant and which field."""
+    (tmp_path / "t.toml").write_text(text)
+    settings = load(None, {**HOME, "GATEWAY_TENANTS_FILE": str(tmp_path / "t.toml")})
+    with pytest.raises(SettingsError) as caught:
+        settings.tenant_values()
+    assert caught.value.key == key
+
+
+def test_tenants_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """As is any file that cannot be read."""
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(SettingsError, match="cannot be read"):
+            read_tenants(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "key"),
+    [
+        (TENANTS, {}, "tenants"),
+        ("[plans.gold]\n", {}, "plans"),
+        ("", {"HYPERLEAP_PERSONA_ID": PERSONA}, "HYPERLEAP_PERSONA_ID"),
+        ("", {"GATEWAY_ORIGINS": "https://a.example"}, "GATEWAY_ORIGINS"),
+    ],
+)
+def test_tenants_in_two_places_are_refused(tmp_path: Path, text: str, environ: dict[str, str], key: str) -> None:
+    """With a tenants file there is nowhere else to look for a fixed tenant."""
+    environ = environ | {"GATEWAY_TENANTS_FILE": str(tmp_path / "t.toml")}
+    assert refused(write(tmp_path, text), environ).key == key
+
+
+def test_table_written_of_a_tenant_makes_the_same_tenant() -> None:
+    """What an operator is shown can be put again: all that is not as it is unset, and nothing else."""
+    table = {
+        "plan": "gold",
+        "personas": {"support": {"persona_id": PERSONA, "replacements": ["name"]}},
+        "origins": ["https://acme.example"],
+        "limits": {"user": {"requests_per_min": 0}, "away_share": 0.5},
+        "disconnect": {"policy": "drain"},
+        "issuers": {"login": {"issuer": "i", "audience": "a", "jwks_url": "https://i.example/keys"}},
+    }
+    assert written(parse_tenant(table)) == table

@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gateway.protocol.sse import SseDecoder
+from gateway.simulator.server import Simulator, SimulatorSettings
 from tests.conftest import PERSONA_ID, VENDOR_KEY
 from tests.test_commands import (
     STEP_S,
@@ -435,3 +436,45 @@ async def test_store_killed_again_and_again_ends_supervisor_and_workers(tmp_path
         assert command.process.returncode == 1
         assert "Error: gave up after 5 restarts" in err
         await gone(children)
+
+
+async def test_tenants_file_is_followed_by_every_worker(tmp_path: Path) -> None:
+    """Both workers take a new version in without a restart, and a roll with a bad one leaves the old workers."""
+    file, name = tmp_path / "tenants.toml", "[tenants.{}]\npersonas.default.persona_id = '{}'\n"
+    file.write_text(name.format("first", PERSONA_ID))
+    async with Simulator(SimulatorSettings(api_key=VENDOR_KEY, rate_per_s=0, h2c=True)) as upstream:
+        environ = {
+            "HYPERLEAP_API_KEY": VENDOR_KEY,
+            "HYPERLEAP_BASE_URL": upstream.url,
+            "GATEWAY_TENANTS_FILE": str(file),
+        }
+        async with run(tmp_path, "serve", "--workers", "2", *ports(tmp_path), **environ) as command:
+            facts = await command.facts()
+            file.write_text(name.format("first", PERSONA_ID) + name.format("second", PERSONA_ID))
+
+            async def tenants() -> dict[str, float]:
+                return await values(facts, "gateway_tenants")
+
+            async def both(count: int) -> bool:
+                return await tenants() == {"0": count, "1": count}
+
+            async with asyncio.timeout(3):
+                await until(lambda: both(2))
+            before = workers(command.process.pid)
+            file.write_text("nonsense")
+
+            async def told() -> bool:
+                return await values(facts, "gateway_tenants_file_valid") == {"0": 0, "1": 0}
+
+            await until(told)
+            command.process.send_signal(signal.SIGHUP)
+
+            async def abandoned() -> bool:
+                return (await values(facts, "gateway_worker_rolls_total")).get("") == 1
+
+            await until(abandoned)
+            assert workers(command.process.pid) == before
+            assert await both(2)
+            file.write_text(name.format("third", PERSONA_ID))
+            await until(lambda: both(1))
+            assert await values(facts, "gateway_tenants_file_valid") == {"0": 1, "1": 1}

@@ -58,6 +58,8 @@ class Code(StrEnum):
     COMMANDS_TOO_FAST = "commands_too_fast"
     SUBSCRIPTIONS_EXCEEDED = "subscriptions_exceeded"
     AUTH_TIMEOUT = "auth_timeout"
+    # what an operator asked
+    TENANT_FIXED = "tenant_fixed"
     # the gateway itself
     DRAINING = "draining"
     STORE_UNAVAILABLE = "store_unavailable"
@@ -128,6 +130,7 @@ WIRE: dict[Code, Wire] = {
     Code.COMMANDS_TOO_FAST: Wire(429, "Too many commands", retryable=True, ws_close=4429),
     Code.SUBSCRIPTIONS_EXCEEDED: Wire(429, "Too many subscriptions on this socket"),
     Code.AUTH_TIMEOUT: Wire(401, "No token came in time", retryable=True, ws_close=4401),
+    Code.TENANT_FIXED: Wire(409, "The tenant is not kept in the store"),
     Code.DRAINING: Wire(503, "The gateway is restarting", retryable=True, ws_close=1012),
     Code.STORE_UNAVAILABLE: Wire(503, "The conversation store is unavailable", retryable=True, ws_close=1013),
     Code.WORKER_LOST: Wire(500, "The worker that made this answer was lost", retryable=True, ws_close=1011),

@@ -49,6 +49,8 @@ const WORDS = {
   history_lost: ["This answer cannot be replayed", "It ended too long ago. What the gateway still knows of it is shown."],
   idempotency_mismatch: ["This message was sent before with other words", "Edit it and send it as a new message."],
   idempotency_pending: ["This was sent before and is still under way", "Wait a moment, then try again: nothing is made twice."],
+  // what an operator asked
+  tenant_fixed: ["This tenant is written in the gateway's settings", "It is changed there and nowhere else."],
   // the gateway
   draining: ["The gateway is restarting", "Send again in a moment."],
   store_unavailable: ["The gateway cannot reach its memory", "It usually comes back by itself. Send again in a moment."],

@@ -164,6 +164,7 @@ class Admission:
         table = self._tables.get(tenant.id)
         if table is None or table.plan is not tenant.plan:
             table = self._tables[tenant.id] = _table(tenant.plan)
+            self._calendars.pop(tenant.id, None)  # it may be of another zone
         decision = None
         now_us: int | None = None
         for _ in range(STALE_MAX):  # again where the store's day is another than was thought

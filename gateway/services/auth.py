@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gateway.core.errors import Code, GatewayError
@@ -14,6 +15,7 @@ from gateway.core.keys import KEY_PREFIX
 from gateway.core.revocation import NEVER, Holder
 from gateway.services.issuers import Issuers
 from gateway.services.keys import ApiKeys
+from gateway.services.registry import Registry
 from gateway.services.revocations import Revocations
 from gateway.services.tickets import TICKET_PREFIX, Tickets
 from gateway.services.tokens import TOKEN_PREFIX, SessionTokens, claimed_limits
@@ -26,7 +28,7 @@ class Auth:
 
     def __init__(
         self,
-        tenants: Mapping[TenantId, Tenant],
+        tenants: Registry,
         keys: ApiKeys,
         tokens: SessionTokens,
         tickets: Tickets,
@@ -35,7 +37,7 @@ class Auth:
         *,
         pepper: bytes,
     ) -> None:
-        self._tenants = dict(tenants)
+        self.tenants = tenants
         self.keys = keys
         self.tokens = tokens
         self.tickets = tickets
@@ -44,17 +46,13 @@ class Auth:
         self._pepper = pepper
         self.own_origins: frozenset[str] = frozenset()
 
-    @property
-    def tenants(self) -> Mapping[TenantId, Tenant]:
-        return self._tenants
-
     def allow_origins(self, origins: frozenset[str]) -> None:
         """Let every tenant's browsers in from these origins too (the gateway's own page)."""
         self.own_origins = origins
 
     def origin_known(self, origin: str) -> bool:
         """Whether any tenant lists an origin: what preflights and unauthenticated answers go by."""
-        return origin in self.own_origins or any(origin in tenant.origins for tenant in self._tenants.values())
+        return origin in self.own_origins or origin in self.tenants.origins
 
     def origin_allowed(self, principal: Principal, origin: str) -> bool:
         if origin in self.own_origins:
@@ -147,7 +145,7 @@ class Auth:
         return principal
 
     def _tenant(self, claims: Mapping[str, Any]) -> Tenant:
-        tenant = self._tenants.get(TenantId(str(claims.get("ten"))))
+        tenant = self.tenants.get(TenantId(str(claims.get("ten"))))
         if tenant is None:
             raise GatewayError(Code.CREDENTIAL_INVALID)
         return tenant
@@ -158,10 +156,28 @@ class Auth:
         if self.revoked(principal):
             raise GatewayError(Code.REVOKED)
 
+    def current(self, principal: Principal) -> Principal:
+        """Return a principal that was proved before with its tenant as it is now, or was last (see ``revoked``)."""
+        tenant = self.tenants.get(principal.tenant.id, principal.tenant)
+        return principal if tenant is principal.tenant else replace(principal, tenant=tenant)
+
+    def lost(self, principal: Principal, origin: str | None) -> GatewayError | None:
+        """Return why an open connection must end: access was lost, or what its tenant allows has changed."""
+        if self.revoked(principal):
+            return GatewayError(Code.REVOKED)
+        now = self.current(principal)
+        if origin is not None and not self.origin_allowed(now, origin):
+            return GatewayError(Code.ORIGIN_NOT_ALLOWED)
+        return None
+
     def revoked(self, principal: Principal) -> bool:
         """Whether a principal that was proved before has lost access since."""
-        return self.revocations.cover(Holder.of(principal))
+        return self.covers(Holder.of(principal))
+
+    def covers(self, holder: Holder) -> bool:
+        """Whether what somebody holds was taken back, or is of a tenant that is gone."""
+        return holder.tenant not in self.tenants or self.revocations.cover(holder)
 
     def tenant_revoked(self, tenant: TenantId) -> bool:
-        """Whether a tenant is shut out."""
-        return self.revocations.cover(Holder(tenant, UserHash(""), issued_at_s=NEVER))
+        """Whether a tenant is shut out, or gone."""
+        return self.covers(Holder(tenant, UserHash(""), issued_at_s=NEVER))

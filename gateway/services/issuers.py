@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jwt
 
 from gateway.core.errors import Code, GatewayError
-from gateway.core.identity import USER_ID_MAX_CHARS, Tenant, TenantId
+from gateway.core.identity import USER_ID_MAX_CHARS, Tenant
 from gateway.core.issuers import Issuer
 from gateway.services.key_sets import KeySets
+from gateway.services.registry import Registry
 
 
 class Claimed(NamedTuple):
@@ -31,17 +32,23 @@ class Claimed(NamedTuple):
 class Issuers:
     """The issuers of all tenants."""
 
-    def __init__(
-        self, tenants: Mapping[TenantId, Tenant], key_sets: KeySets, *, life_max_s: float, token_max_bytes: int
-    ) -> None:
+    def __init__(self, tenants: Registry, key_sets: KeySets, *, life_max_s: float, token_max_bytes: int) -> None:
         """``life_max_s``: a token that lives longer is refused, since a revocation is not kept for longer."""
+        self._tenants = tenants
         self._known: dict[str, list[tuple[Tenant, Issuer]]] = {}
-        for tenant in tenants.values():
-            for issuer in tenant.issuers:
-                self._known.setdefault(issuer.issuer, []).append((tenant, issuer))
         self._key_sets = key_sets
         self._life_max_s = life_max_s
         self._token_max_bytes = token_max_bytes
+        self._index()
+        tenants.on_change.append(self._index)
+
+    def _index(self) -> None:
+        known: dict[str, list[tuple[Tenant, Issuer]]] = {}
+        for tenant in self._tenants.values():
+            for issuer in tenant.issuers:
+                known.setdefault(issuer.issuer, []).append((tenant, issuer))
+        self._known = known
+        self._key_sets.keep(issuer.jwks_url for of_name in known.values() for _, issuer in of_name)
 
     async def prove(self, token: str) -> Claimed:
         """Prove a tenant's own token.
@@ -62,6 +69,9 @@ class Issuers:
         if algorithm not in issuer.algorithms or "crit" in header:
             raise GatewayError(Code.CREDENTIAL_INVALID)
         key = await self._key_sets.find(issuer.jwks_url, kid, algorithm)
+        tenant, still = self._issuer(shown)  # meanwhile the tenant may have dropped it, or allows other things
+        if still != issuer:
+            raise GatewayError(Code.CREDENTIAL_INVALID)
         try:
             claims = jwt.decode(
                 token,

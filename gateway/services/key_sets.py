@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,7 +70,7 @@ class _KeySet:
 
 
 class KeySets:
-    """The key sets of all issuers. Addresses come from the settings, so there are no more than those."""
+    """The key sets of all issuers. Addresses come from tenants' settings, so there are no more than those."""
 
     def __init__(
         self, source: KeySetSource, rules: KeySetRules | None = None, *, clock: Callable[[], float] = time.monotonic
@@ -85,6 +85,13 @@ class KeySets:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def keep(self, urls: Iterable[str]) -> None:
+        """Forget all sets but these; what is being fetched is let go when it is there."""
+        wanted = frozenset(urls)
+        for url in self._sets.keys() - wanted:
+            if self._sets[url].fetching is None:
+                del self._sets[url]
 
     async def find(self, url: str, kid: str | None, algorithm: str) -> PublicKey:
         """Return the key that a token names. Safe to cancel.

@@ -93,13 +93,15 @@ class Sessions:
         single_use: bool = False,
         key_id: str | None = None,
     ) -> Session:
-        """Mint a token for a named user of a known tenant.
+        """Mint a token for a named user of a tenant.
 
-        Raises GatewayError: missing_field, invalid_value, persona_unknown.
+        Raises GatewayError: revoked (there is no such tenant any more), missing_field, invalid_value, persona_unknown.
         """
-        tenant = self._auth.tenants[tenant_id]
+        tenant = self._auth.tenants.get(tenant_id)
+        if tenant is None:
+            raise GatewayError(Code.REVOKED)
         life_s = self._auth.tokens.life_s(ttl_s)
-        user = _checked_user(user_id)
+        user = checked_user(user_id)
         _check_personas(tenant, personas)
         _check_origins(origins)
         own_limits = _checked_limits(tenant, limits)
@@ -140,10 +142,11 @@ class Sessions:
         record = await self._auth.keys.prove(parsed)
         if self._auth.tenant_revoked(tenant.id):
             raise GatewayError(Code.REVOKED)
-        return record, tenant
+        return record, self._auth.tenants[tenant.id]  # as it is now
 
 
-def _checked_user(user_id: str | None) -> str:
+def checked_user(user_id: str | None) -> str:
+    """Return a user's id; raises GatewayError: missing_field, invalid_value."""
     if user_id is None:
         raise GatewayError(Code.MISSING_FIELD, "A secret key mints tokens for a named user.", field="user_id")
     if not 0 < len(user_id) <= USER_ID_MAX_CHARS or not user_id.isprintable():

@@ -91,8 +91,8 @@ class Turns:
         """Claim the conversation and set its next turn going; returns once ``turn.started`` is stored.
 
         The work runs in a task of this service, so a caller that is cancelled leaves no half-started turn.
-        Raises GatewayError: message_empty, message_too_long, not_found, rate_limited, upstream_overloaded, turn_active,
-        idempotency_mismatch, draining, store_unavailable.
+        Raises GatewayError: message_empty, message_too_long, not_found, persona_unknown, rate_limited,
+        upstream_overloaded, turn_active, idempotency_mismatch, draining, store_unavailable.
         """
         received_s = time.monotonic()
         if self._draining:
@@ -112,6 +112,8 @@ class Turns:
             known = await self._log.repeated(principal.tenant.id, conversation.owner, conversation_id, idempotency_key)
             if known is not None:
                 return self._repeated(known, message)
+        if conversation.persona not in principal.tenant.personas:  # taken away since it was opened
+            raise GatewayError(Code.PERSONA_UNKNOWN)
         started: Started = await asyncio.shield(
             self._spawn(self._begin(principal, conversation, message, idempotency_key, address))
         )

@@ -23,6 +23,7 @@ from gateway.core.events import Entry, Hearer, Shown
 from gateway.core.gate import GateHearer, State
 from gateway.core.identity import TenantId, UserHash, WorkerId
 from gateway.core.revocation import Revocation, RevocationHearer, Revoked
+from gateway.core.tenancy import TenantHearer
 from gateway.core.turn import StopReason, TurnId
 from gateway.core.vendor_keys import KeyLabel
 from gateway.protocol.native import decode_event, encode_data
@@ -76,18 +77,24 @@ class Inbox:
         self._hearer: Hearer
         self._revocations: RevocationHearer | None = None
         self._gates: GateHearer | None = None
+        self._tenants: TenantHearer | None = None
         self._task: asyncio.Task[None] | None = None
         self._probe = b""
         self.hears = False
         self._cut = self._closing = False
 
     def open(
-        self, hearer: Hearer, revocations: RevocationHearer | None = None, gates: GateHearer | None = None
+        self,
+        hearer: Hearer,
+        revocations: RevocationHearer | None = None,
+        gates: GateHearer | None = None,
+        tenants: TenantHearer | None = None,
     ) -> None:
         """Begin to listen, in a task."""
         self._hearer = hearer
         self._gates = gates
         self._revocations = revocations
+        self._tenants = tenants
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
@@ -168,6 +175,8 @@ class Inbox:
                                 self._hearer.heard_again()
                             if self._revocations is not None:
                                 self._revocations.heard()
+                            if self._tenants is not None:
+                                self._tenants.heard()
                 case "stop", [str(turn_id), str(reason)]:
                     self._hearer.stop_asked(TurnId(turn_id), StopReason(reason))
                 case "followers", [str(turn_id), str(workers)]:
@@ -189,6 +198,9 @@ class Inbox:
                 case "gate", [str(label), str(state)]:
                     if self._gates is not None:
                         self._gates.changed(KeyLabel(label), State(state))
+                case "tenants", [str()]:
+                    if self._tenants is not None:
+                        self._tenants.tenants_changed()
                 case _:
                     throttled(logger, "inbox.misunderstood", kind=str(kind)[:32])
         except (msgspec.DecodeError, KeyError, ValueError, RecursionError) as error:

@@ -1,16 +1,51 @@
-"""Tenants' long-lived keys: kept as keyed hashes, listed under their tenant."""
+"""What is kept of tenants: their settings, where an operator made them; their long-lived keys, as keyed hashes."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final
 
-from gateway.core.identity import TenantId
+from gateway.core.errors import Code, GatewayError
+from gateway.core.identity import TENANT_ID, TenantId
 from gateway.core.keys import KeyKind, KeyRecord
-from gateway.store.redis import Argument, Keys, Redis, Script, fields, text
+from gateway.store.redis import ALL, Argument, Keys, Redis, Script, fields, text
+from gateway.telemetry.logging import throttled
+
+logger = logging.getLogger(__name__)
 
 END_KEY: Final = Script("end_key")
+PUT_TENANT: Final = Script("put_tenant")
+REMOVE_TENANT: Final = Script("remove_tenant")
+TENANTS: Final = "hg:{_sys}:tenants"
+TENANTS_MAX: Final = 10_000  # every worker holds them all in memory, some KiB each
 KEPT_S: Final = 30 * 86_400  # a key that has ended is listed this long
+
+
+class RedisTenants:
+    """TenantStore over one hash from a tenant's id to its document."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def put(self, tenant: TenantId, document: bytes) -> bool:
+        reply = await self._redis.run(PUT_TENANT, (TENANTS,), (tenant, document, TENANTS_MAX, ALL))
+        if reply is None:
+            raise GatewayError(Code.INVALID_VALUE, f"{TENANTS_MAX} tenants are in the store already; delete one.")
+        return bool(reply)
+
+    async def remove(self, tenant: TenantId) -> bool:
+        return bool(await self._redis.run(REMOVE_TENANT, (TENANTS,), (tenant, ALL)))
+
+    async def load(self) -> dict[TenantId, bytes]:
+        found: dict[TenantId, bytes] = {}
+        for raw, document in (await self._redis.call("HGETALL", TENANTS) or {}).items():
+            name = raw.decode(errors="replace")
+            if TENANT_ID.fullmatch(name):
+                found[TenantId(name)] = document
+            else:  # written by nobody of ours
+                throttled(logger, "tenant.misunderstood", tenant=name[:64])
+        return found
 
 
 class RedisKeys:

@@ -22,7 +22,8 @@ from prometheus_client import (
 from gateway import __version__
 from gateway.core.conversation import SCORE_MAX, SCORE_MIN
 from gateway.core.errors import WIRE, Code
-from gateway.core.ledger import Source
+from gateway.core.ledger import Source as TokenSource
+from gateway.core.tenancy import Source
 from gateway.core.turn import StopReason, TurnState
 from gateway.telemetry.families import OTHER, WORDS_MAX, Axis, Families, Family, Words
 from gateway.telemetry.histogram import Histogram
@@ -106,20 +107,24 @@ class UpstreamMetrics:
 class Metrics:
     """The one instrument panel of a worker.
 
-    ``tenants`` maps each tenant's id to its persona aliases. ``routes`` are the templates that requests are
-    counted under; an application that builds its router later names them with ``know_routes``.
+    ``tenants`` maps each tenant's id to its persona aliases; later ones are named with ``know_tenants``, of which
+    ``personas_max`` personas more become labels. ``routes`` are the templates that requests are counted under; an
+    application that builds its router later names them with ``know_routes``.
     """
 
-    def __init__(self, tenants: Mapping[str, Collection[str]], routes: Iterable[str] = ()) -> None:
+    def __init__(
+        self, tenants: Mapping[str, Collection[str]], routes: Iterable[str] = (), *, personas_max: int = 0
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
         self._families = make = Families()
-        self._tenants = frozenset(tenants)
-        self._known = frozenset((tenant, alias) for tenant, aliases in tenants.items() for alias in aliases)
+        self._tenants = set(tenants)
+        self._known = {(tenant, alias) for tenant, aliases in tenants.items() for alias in aliases}
+        self._personas_left = personas_max
         self._routes: frozenset[str] = frozenset()
         self._limits, self._oddities = Words(), Words()
 
-        tenant = Axis(("tenant",), len(self._tenants | {OTHER}))
-        persona = Axis(("tenant", "persona"), len(self._known) + len(self._tenants) + 1)
+        tenant = Axis(("tenant",), len(self._tenants | {OTHER}) + personas_max)
+        persona = Axis(("tenant", "persona"), len(self._known) + len(self._tenants) + 1 + 2 * personas_max)
         transport = Axis(("transport",), len(TRANSPORTS) + 1)
         route = self._route_axis = Axis(("route",), 1)
         method = Axis(("method",), len(METHODS) + 1)
@@ -229,6 +234,24 @@ class Metrics:
         self._lag_s = make.histogram(
             "gateway_event_loop_lag_seconds", "How late the event loop runs what is due", SHORT_SECONDS
         )
+        self._tenants_known = make.gauge(
+            "gateway_tenants", "Tenants in force, by where they are written", Axis(("source",), len(Source))
+        )
+        self._tenants_by_source = dict.fromkeys(Source, 0)
+        self._tenants_unreadable = make.gauge(
+            "gateway_tenants_unreadable", "Tenants in the store that this worker cannot read: what it read last holds"
+        )
+        self._unreadable = 0
+        self._file_valid = make.gauge(
+            "gateway_tenants_file_valid", "0 while the tenants file cannot be used: what it said last holds"
+        )
+        self._file_valid.add(1)
+        self._file_was_valid = True
+        self._file_reads = make.counter(
+            "gateway_tenants_file_reads_total",
+            "Reads of a changed tenants file, by outcome (taken, refused)",
+            Axis(("outcome",), 2),
+        )
         self.upstream = UpstreamMetrics(make)
         self.vendor_keys = VendorKeyMetrics(make)
         self.vendor_gate = VendorGateMetrics(
@@ -247,6 +270,15 @@ class Metrics:
         """Add route templates under which requests are counted; any other route is counted as ``other``."""
         self._routes |= frozenset(templates)
         self._route_axis.size = len(self._routes | {OTHER})
+
+    def know_tenants(self, tenants: Mapping[str, Collection[str]]) -> None:
+        """Add tenants and personas to the labels, as many as there is room for; none is ever taken away."""
+        for tenant, aliases in tenants.items():
+            for alias in aliases:
+                if (tenant, alias) not in self._known and self._personas_left > 0:
+                    self._personas_left -= 1
+                    self._tenants.add(tenant)
+                    self._known.add((tenant, alias))
 
     def _persona(self, tenant: str, persona: str | None) -> tuple[str, str]:
         if (tenant, persona) in self._known:
@@ -274,6 +306,20 @@ class Metrics:
     def error_sent(self, code: str) -> None:
         self._errors.add(1, code if code in WIRE else OTHER)
 
+    def tenants_changed(self, by_source: Mapping[Source, int], unreadable: int) -> None:
+        """How many tenants are in force, and how many documents of the store cannot be read."""
+        for source, known in self._tenants_by_source.items():
+            self._tenants_known.add(by_source.get(source, 0) - known, source)
+            self._tenants_by_source[source] = by_source.get(source, 0)
+        self._tenants_unreadable.add(unreadable - self._unreadable)
+        self._unreadable = unreadable
+
+    def tenants_file_read(self, *, valid: bool) -> None:
+        """The tenants file was read because it had changed, or was gone."""
+        self._file_reads.add(1, "taken" if valid else "refused")
+        self._file_valid.add(valid - self._file_was_valid)
+        self._file_was_valid = valid
+
     def turn_started(self, tenant: str, persona: str | None) -> None:
         labels = self._persona(tenant, persona)
         self._turns_started.add(1, *labels)
@@ -297,7 +343,7 @@ class Metrics:
     def turn_recovered(self, tenant: str, *, completed: bool) -> None:
         self._turns_recovered.add(1, tenant if tenant in self._tenants else OTHER, "yes" if completed else "no")
 
-    def turn_settled(self, tenant: str, source: Source) -> None:
+    def turn_settled(self, tenant: str, source: TokenSource) -> None:
         self._settled.add(1, tenant if tenant in self._tenants else OTHER, source)
 
     def tokens_counted(self, tenant: str, persona: str | None, prompt: int, completion: int, source: str) -> None:
@@ -396,7 +442,9 @@ Generated by `python -m gateway.telemetry.metrics`; do not edit.
 `GET /metrics` on the internal port answers in the Prometheus text format, or as OpenMetrics when the scraper asks for
 it. Names that begin with `gen_ai_client_` follow the OpenTelemetry conventions for generative AI. Label values come
 from the configuration or from closed sets; anything else is counted as `other`, so no client can make series. Tenants
-and personas appear by their configured id and alias. The usual `process_` and `python_` metrics come with them.
+and personas appear by their configured id and alias; of those that come after the start `server.metrics_personas_max`
+personas do, further ones count as `other`, and one that is taken away keeps its place until the restart. The usual
+`process_` and `python_` metrics come with them.
 
 With `--workers` there is one internal port for all: every series of a worker has a label `worker` with the number of
 its slot, and sums are the reader's (`sum without (worker) (...)`). While a slot is rolled, the process that drains is

@@ -67,8 +67,13 @@ class Closable(Protocol):
         """Whose connection it is; None before that is known."""
         ...
 
-    def revoke(self) -> None:
-        """Tell the client that access was revoked, and end the connection soon. Safe to repeat."""
+    @property
+    def origin(self) -> str | None:
+        """The origin of the page that opened it, if it was a page."""
+        ...
+
+    def revoke(self, error: GatewayError) -> None:
+        """Tell the client why it may not go on, and end the connection soon. Safe to repeat."""
         ...
 
 
@@ -88,11 +93,14 @@ class Edge:
     open: set[Closable] = field(default_factory=set)
     draining: bool = False  # answers close their connections, so that clients move on
 
-    def end_revoked(self) -> None:
-        """End the connections of those who have lost access."""
+    def end_lost(self) -> None:
+        """End the connections of those who have lost access, or whose tenant lets them in no longer as they came."""
         for connection in tuple(self.open):
-            if connection.principal is not None and self.auth.revoked(connection.principal):
-                connection.revoke()
+            principal = connection.principal
+            if principal is not None:
+                error = self.auth.lost(principal, connection.origin)
+                if error is not None:
+                    connection.revoke(error)
 
 
 REVOKED_S: Final = 1.0  # a client that does not take in that it was revoked is cut off after this

@@ -22,7 +22,7 @@ from gateway.protocol.sse import encode_comment, encode_event, encode_retry
 from gateway.services.subscriptions import Subscription
 from gateway.services.window import Batch
 from gateway.telemetry.logging import event as log_event
-from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, REVOKED_S
+from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, REVOKED_S, origin_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ class SseStream:
         self._keepalive: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
         self._cut_off: asyncio.TimerHandle | None = None
+        self._lost: GatewayError | None = None
         self.principal = request[PRINCIPAL]
+        self.origin = origin_of(request)
         self.response = web.StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
@@ -83,8 +85,9 @@ class SseStream:
         self._edge.open.add(self)
         self._put(encode_retry(self._edge.rules.retry_ms) + encode_comment("open"))
         self._keepalive = self._loop.call_later(self._edge.rules.keepalive_s, self._keep_alive)
-        if self._edge.auth.revoked(self.principal):  # since the request was let in
-            self.revoke()
+        error = self._edge.auth.lost(self.principal, self.origin)  # since the request was let in
+        if error is not None:
+            self.revoke(error)
         try:
             await subscription.deliver(self)
         except (ConnectionError, asyncio.CancelledError):
@@ -100,8 +103,8 @@ class SseStream:
             metrics.stream_closed("sse")
             if subscription.resumed:
                 metrics.resumed("sse", subscription.replayed)
-        if subscription.left and self._cut_off is not None:
-            self._tell(GatewayError(Code.REVOKED))
+        if subscription.left and self._lost is not None:
+            self._tell(self._lost)
             self._request.protocol.close()
         elif subscription.left:
             # A moment of the client's own, so that those who leave together do not come back together.
@@ -159,9 +162,10 @@ class SseStream:
         if self._request.transport is not None:
             self._request.transport.abort()
 
-    def revoke(self) -> None:
+    def revoke(self, error: GatewayError) -> None:
         """End the stream between two events; a client that does not take in why is cut off."""
-        if self._subscription is not None and self._cut_off is None:
+        if self._subscription is not None and self._lost is None:
+            self._lost = error
             self._cut_off = self._loop.call_later(REVOKED_S, self._transport.abort)
             self._subscription.leave()
 

@@ -21,6 +21,7 @@ from gateway.transports.edge import (
     conversation_id_of,
     cursor_of,
     json_answer,
+    origin_of,
     principal_of,
     read_body,
     turn_id_of,
@@ -105,8 +106,10 @@ async def _follow(
 class _Collector:
     """A Sink that keeps only the ending, of a request that waits for it; a connection that can be ended."""
 
-    def __init__(self, principal: Principal, subscription: Subscription) -> None:
+    def __init__(self, request: web.Request, principal: Principal, subscription: Subscription) -> None:
         self.principal = principal
+        self.origin = origin_of(request)
+        self.lost: GatewayError | None = None
         self.ending: Ending | None = None
         self._subscription = subscription
 
@@ -129,7 +132,8 @@ class _Collector:
     async def shut(self) -> None:
         """Let the answer be written."""
 
-    def revoke(self) -> None:
+    def revoke(self, error: GatewayError) -> None:
+        self.lost = error
         self._subscription.leave()
 
 
@@ -138,7 +142,7 @@ async def _wait(request: web.Request, principal: Principal, turn_id: TurnId) -> 
     edge = request.app[EDGE]
     subscription = await edge.subscriptions.open(principal, turn_id, None)
     assert subscription is not None, "only a cursor can be at the ending"
-    collector = _Collector(principal, subscription)
+    collector = _Collector(request, principal, subscription)
     edge.open.add(collector)
     try:
         if not edge.auth.revoked(principal):
@@ -146,8 +150,8 @@ async def _wait(request: web.Request, principal: Principal, turn_id: TurnId) -> 
     finally:
         edge.open.discard(collector)
     ending = collector.ending
-    if edge.auth.revoked(principal):
-        raise GatewayError(Code.REVOKED)
+    if collector.lost is not None or edge.auth.revoked(principal):
+        raise collector.lost or GatewayError(Code.REVOKED)
     if ending is None:
         raise AssertionError("a log was delivered to its end without an ending")
     told: dict[str, Any] = {"turn_id": turn_id, "event": ending.name, **msgspec.to_builtins(ending)}

@@ -92,6 +92,7 @@ class Socket:
         self._arrival_s = 0.0
         self._told = Told()  # of the command under way
         self._revoked = False
+        self.origin = origin_of(request)
 
     async def serve(self) -> web.WebSocketResponse:
         await self._ws.prepare(self._request)
@@ -140,8 +141,7 @@ class Socket:
             raise GatewayError(Code.CREDENTIAL_INVALID, "Send one credential: a ticket, or one token.")
         token = next(iter(shown), None)
         if ticket is not None:
-            origin = origin_of(self._request)
-            self._admitted(await self._edge.auth.ticket_holder(ticket, self._request.path, origin))
+            self._admitted(await self._edge.auth.ticket_holder(ticket, self._request.path, self.origin))
             return
         if token is not None:
             await self._admit(token)
@@ -163,7 +163,7 @@ class Socket:
         await self._ack(command.request_id, {})
 
     async def _admit(self, token: str) -> None:
-        self._admitted(await self._edge.auth.principal(token, origin_of(self._request)))
+        self._admitted(await self._edge.auth.principal(token, self.origin))
 
     def _admitted(self, principal: Principal) -> None:
         known = self._principal
@@ -308,6 +308,7 @@ class Socket:
     def user(self) -> Principal:
         if self._principal is None:
             raise AssertionError("commands are taken after authentication only")
+        self._principal = self._edge.auth.current(self._principal)  # its tenant may be another since the last command
         return self._principal
 
     async def drain(self) -> None:
@@ -367,12 +368,12 @@ class Socket:
     def principal(self) -> Principal | None:
         return self._principal
 
-    def revoke(self) -> None:
-        """Close the socket for good (4503); a client that does not take it in is cut off."""
+    def revoke(self, error: GatewayError) -> None:
+        """Close the socket for good (4503, 4504); a client that does not take it in is cut off."""
         if not self._revoked:
             self._revoked = True
             self._deliveries.close()
-            self._spawn_close(GatewayError(Code.REVOKED))
+            self._spawn_close(error)
             asyncio.get_running_loop().call_later(REVOKED_S, self.transport.abort)
 
     async def shut(self) -> None:

@@ -17,6 +17,7 @@ from gateway.services.auth import Auth
 from gateway.services.issuers import Issuers
 from gateway.services.key_sets import KeySets
 from gateway.services.keys import ApiKeys
+from gateway.services.registry import Registry
 from gateway.services.revocations import Revocations
 from gateway.services.sessions import Sessions
 from gateway.services.tickets import TicketRules, Tickets
@@ -72,7 +73,7 @@ def auth_of(
     tokens, tickets = SessionTokens(signer, uses, SessionRules(**rules)), Tickets(signer, uses, TicketRules())
     revocations = Revocations(RedisRevocations(keys.redis, life_s=86_460), hears=lambda: True)
     api_keys = ApiKeys(keys, pepper=PEPPER, clock=clock)
-    known = {tenant.id: tenant for tenant in tenants}
+    known = Registry({tenant.id: tenant for tenant in tenants})
     issuers = Issuers(known, KeySets(source or NoKeySets()), life_max_s=86_400, token_max_bytes=4096)
     return Auth(known, api_keys, tokens, tickets, issuers, revocations, pepper=PEPPER)
 

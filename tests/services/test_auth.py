@@ -18,6 +18,7 @@ from gateway.core.limits import LIMIT_MAX
 from gateway.core.plan import ScopeLimits
 from gateway.services.auth import Auth
 from gateway.services.keys import ApiKeys
+from gateway.services.registry import Registry
 from gateway.services.sessions import Sessions
 from gateway.services.tokens import AUDIENCE, LEEWAY_S, Signer
 from gateway.store.redis import Redis
@@ -68,7 +69,7 @@ async def test_user_hash_differs_between_users_tenants_and_peppers(keys: Counted
     """The keyed hash tells nobody who a user is, and nobody's parts can be shifted into another's."""
     auth = auth_of(keys, tenant)
     other = Auth(
-        {},
+        Registry(),
         ApiKeys(keys, pepper=b"another"),
         auth.tokens,
         auth.tickets,

@@ -1,16 +1,20 @@
-"""The contract of the key store: records under their tenant, found by id, gone when removed."""
+"""The contracts of what is kept of tenants: documents told to all workers; keys under their tenant, found by id."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
+import msgspec
 import pytest
 
+from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import TenantId
 from gateway.core.keys import KeyKind, KeyRecord
-from gateway.store.redis import Keys, Redis
-from gateway.store.tenants import KEPT_S, RedisKeys
+from gateway.store import tenants as tenants_module
+from gateway.store.redis import ALL, Keys, Redis
+from gateway.store.tenants import KEPT_S, TENANTS, RedisKeys, RedisTenants
 
 
 def record(
@@ -104,3 +108,59 @@ async def test_key_that_was_forgotten_leaves_the_list(keys: RedisKeys, store: Re
     await store.call("DEL", Keys(tenant).api_key("k1234567"))
     assert await keys.list(tenant) == []
     assert await store.call("SCARD", Keys(tenant).api_keys()) == 0
+
+
+@pytest.fixture
+async def documents(store: Redis) -> RedisTenants:
+    await store.call("DEL", TENANTS)
+    return RedisTenants(store)
+
+
+async def test_document_put_comes_back_until_it_is_removed(documents: RedisTenants, tenant: TenantId) -> None:
+    """A tenant's document is kept as it is, whatever its bytes; putting and removing say whether there was one."""
+    assert await documents.put(tenant, b"\x00\xff")
+    assert not await documents.put(tenant, b"{}")
+    assert await documents.load() == {tenant: b"{}"}
+    assert await documents.remove(tenant)
+    assert not await documents.remove(tenant)
+    assert await documents.load() == {}
+
+
+async def test_change_of_documents_is_told_on_the_channel_of_all_workers(
+    documents: RedisTenants, store: Redis, tenant: TenantId
+) -> None:
+    """Whoever listens hears of it in the step that makes it."""
+    pubsub = store.pubsub()
+    await pubsub.subscribe(ALL)
+    await pubsub.get_message(timeout=2.0)
+    await documents.put(tenant, b"{}")
+    await documents.remove(tenant)
+    heard: list[list[str]] = []
+    async with asyncio.timeout(5):
+        while len(heard) < 2:
+            message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1.0)
+            if message is not None:
+                heard.append(msgspec.json.decode(message["data"]))
+    await pubsub.aclose()
+    assert heard == [["tenants", tenant]] * 2
+
+
+async def test_documents_are_bounded(
+    documents: RedisTenants, tenant: TenantId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more than there may be is refused; those that are there can be put again."""
+    monkeypatch.setattr(tenants_module, "TENANTS_MAX", 1)
+    await documents.put(tenant, b"{}")
+    with pytest.raises(GatewayError) as refused:
+        await documents.put(TenantId(f"{tenant}-2"), b"{}")
+    assert refused.value.code is Code.INVALID_VALUE
+    assert not await documents.put(tenant, b"[]")
+
+
+async def test_key_that_names_no_tenant_is_passed_over(documents: RedisTenants, store: Redis, tenant: TenantId) -> None:
+    """What a stranger wrote into the hash hides no tenant."""
+    await documents.put(tenant, b"{}")
+    for name in (b"\xff", b"", b"UPPER", b"a:b"):
+        await store.call("HSET", TENANTS, name, b"{}")
+    assert await documents.load() == {tenant: b"{}"}
+    await store.call("DEL", TENANTS)

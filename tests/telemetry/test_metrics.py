@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from time import sleep
 from typing import get_args
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import gateway
 from gateway.core.errors import Code
 from gateway.core.ledger import Source
+from gateway.core.tenancy import Source as Origin
 from gateway.core.turn import StopReason, TurnState
 from gateway.telemetry.metrics import (
     HTTP2_ERRORS,
@@ -284,18 +286,22 @@ def abuse(metrics: Metrics, word: str, number: int) -> None:
     metrics.vendor_gate.breaker(word, 1)
 
 
-def fill(metrics: Metrics) -> None:
+def fill(metrics: Metrics, tenants: Mapping[str, Collection[str]] = TENANTS) -> None:
     """Call every verb with every label value that is allowed."""
     for route in (*ROUTES, "other"):
         for method in (*METHODS, "other"):
             for status in (*STATUSES, 0, 199, 299, 399, 418, 599):
                 metrics.request_ended(route, method, status, 1)
-    for tenant in (*TENANTS, "other"):
+    for source_of in Origin:
+        metrics.tenants_changed({source_of: 1}, 1)
+    for valid in (True, False):
+        metrics.tenants_file_read(valid=valid)
+    for tenant in (*tenants, "other"):
         for completed in (True, False):
             metrics.turn_recovered(tenant, completed=completed)
         for settled in get_args(Source):
             metrics.turn_settled(tenant, settled)
-        for persona in (*TENANTS.get(tenant, ()), "other"):
+        for persona in (*tenants.get(tenant, ()), "other"):
             metrics.turn_started(tenant, persona)
             metrics.turn_taken_over(tenant, persona)
             for outcome in ("completed", "stopped", "failed", "other"):
@@ -329,7 +335,7 @@ def fill(metrics: Metrics) -> None:
         metrics.vendor_gate.breaker(label, 1)
         for reason in REFUSALS:
             metrics.vendor_gate.refused(label, reason)
-    for tenant in (*TENANTS, "other"):
+    for tenant in (*tenants, "other"):
         metrics.vendor_gate.waited(tenant, 1)
     for transport in (*TRANSPORTS, "other"):
         metrics.stream_opened(transport)
@@ -359,6 +365,43 @@ async def test_series_are_bounded_and_the_bound_is_tight(metrics: Metrics) -> No
         abuse(metrics, f"evil{n}", n * 7 - 100)
         abuse(metrics, 'x" \\\n' + "é" * n, n)
     assert set(await scrape(metrics)) == set(full)
+
+
+async def test_series_of_later_tenants_are_bounded_and_the_bound_is_tight() -> None:
+    """Tenants that come while the gateway runs are named up to the bound of the settings, further ones are other."""
+    metrics = Metrics({}, ROUTES, personas_max=3)
+    bound = metrics.max_series()
+    later = {"acme": ("support", "sales"), "umbrella": ("default",), "tardy": ("default",)}
+    metrics.know_tenants({"acme": ("support",)})
+    for n in range(50):
+        metrics.know_tenants(later | {f"evil{n}": ("default",)})
+    assert metrics.max_series() == bound
+    fill(metrics)
+    metrics.turn_started("tardy", "default")
+    seen = await scrape(metrics)
+    assert seen['gateway_turns_started_total{persona="sales",tenant="acme"}'] == 1
+    assert seen['gateway_turns_started_total{persona="other",tenant="other"}'] == 2
+    assert not [name for name in seen if "tardy" in name or "evil" in name]
+    tight = Metrics({}, ROUTES, personas_max=3)  # the worst case: every persona is of a tenant of its own
+    tight.know_tenants(dict.fromkeys("abc", ("p",)))
+    fill(tight, dict.fromkeys("abc", ("p",)))
+    assert tight.max_series() - 32 <= len(await scrape(tight)) <= tight.max_series()
+
+
+async def test_tenants_in_force_and_their_file_are_told(metrics: Metrics) -> None:
+    """How many tenants hold, from where, and whether what should be read can be."""
+    metrics.tenants_changed({Origin.STORE: 3, Origin.FILE: 2}, unreadable=1)
+    metrics.tenants_changed({Origin.STORE: 2}, unreadable=0)
+    for valid in (True, False, False, True, False):
+        metrics.tenants_file_read(valid=valid)
+    seen = await scrape(metrics)
+    assert seen['gateway_tenants{source="store"}'] == 2
+    assert seen['gateway_tenants{source="file"}'] == 0
+    assert seen["gateway_tenants_unreadable"] == 0
+    assert seen["gateway_tenants_file_valid"] == 0
+    assert seen['gateway_tenants_file_reads_total{outcome="refused"}'] == 3
+    metrics.tenants_file_read(valid=True)
+    assert (await scrape(metrics))["gateway_tenants_file_valid"] == 1
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
