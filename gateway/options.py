@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec.structs import force_setattr
 
-from gateway.core.identity import ALIAS, TENANT_ID
+from gateway.core.identity import ALIAS, DOORS, TENANT_ID, Door
 from gateway.core.issuers import ALGORITHMS
 from gateway.core.limits import BUDGET_MAX, CONCURRENT_TURNS_MAX, LIMIT_MAX, REQUESTS_PER_MIN_MAX
 from gateway.core.vendor_keys import DEFAULT_KEY, KEY_LABEL, RING_MAX, WEIGHT_MAX, KeyLabel, PlanLimit
@@ -450,6 +450,9 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
     anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
     timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
+    doors: Annotated[
+        tuple[Door, ...], doc("By which of `sse` and `websocket` answers may be followed; HTTP calls need none")
+    ] = DOORS
     limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
     vendor_keys: Annotated[
@@ -481,6 +484,9 @@ class DefaultTenantSettings(Section, frozen=True, kw_only=True):
     anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
     replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
     timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
+    doors: Annotated[
+        tuple[Door, ...], doc("By which of `sse` and `websocket` answers may be followed; HTTP calls need none")
+    ] = DOORS
     limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
     vendor_keys: Annotated[

@@ -203,6 +203,7 @@ class Settings(Section, frozen=True, kw_only=True):
             origins=default.origins,
             anonymous=default.anonymous,
             timezone=default.timezone,
+            doors=default.doors,
             limits=default.limits,
             disconnect=default.disconnect,
             vendor_keys=default.vendor_keys,
@@ -488,6 +489,7 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) 
         ),
         origins=frozenset(settings.origins),
         anonymous=settings.anonymous,
+        doors=frozenset(settings.doors),
         plan=_plan(settings.limits, plan, settings.timezone),
         disconnect=Disconnect(
             policy=DisconnectPolicy(settings.disconnect.policy),

@@ -552,6 +552,7 @@ def test_tenants_file_gives_the_tenants_and_plans(tmp_path: Path) -> None:
         (TENANTS + "[tenants.Acme.personas.a]\npersona_id = '" + PERSONA + "'", "t.toml: tenants.Acme"),
         (TENANTS + "[server]\nport = 1", "t.toml: server"),
         (TENANTS.replace("anonymous", "plan = 'gold'\nanonymous"), "t.toml: tenants.acme.plan"),
+        (TENANTS.replace("anonymous", "doors = ['telex']\nanonymous"), "t.toml: tenants.acme.doors"),
     ],
 )
 def test_bad_tenants_file_is_refused_by_tenant_and_field(tmp_path: Path, text: str, key: str) -> None:
@@ -577,6 +578,7 @@ def test_tenants_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ("[plans.gold]\n", {}, "plans"),
         ("", {"HYPERLEAP_PERSONA_ID": PERSONA}, "HYPERLEAP_PERSONA_ID"),
         ("", {"GATEWAY_ORIGINS": "https://a.example"}, "GATEWAY_ORIGINS"),
+        ("", {"GATEWAY_DOORS": "sse"}, "GATEWAY_DOORS"),
     ],
 )
 def test_tenants_in_two_places_are_refused(tmp_path: Path, text: str, environ: dict[str, str], key: str) -> None:
@@ -591,6 +593,7 @@ def test_table_written_of_a_tenant_makes_the_same_tenant() -> None:
         "plan": "gold",
         "personas": {"support": {"persona_id": PERSONA, "replacements": ["name"]}},
         "origins": ["https://acme.example"],
+        "doors": ["sse"],
         "limits": {"user": {"requests_per_min": 0}, "away_share": 0.5},
         "disconnect": {"policy": "drain"},
         "issuers": {"login": {"issuer": "i", "audience": "a", "jwks_url": "https://i.example/keys"}},

@@ -24,6 +24,7 @@ class Code(StrEnum):
     ISSUER_UNAVAILABLE = "issuer_unavailable"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     ANONYMOUS_DISABLED = "anonymous_disabled"
+    DOOR_CLOSED = "door_closed"
     FORBIDDEN = "forbidden"
     # what was asked
     BAD_REQUEST = "bad_request"
@@ -98,6 +99,7 @@ WIRE: dict[Code, Wire] = {
     Code.ISSUER_UNAVAILABLE: Wire(503, "The keys of the token's issuer cannot be read", retryable=True, ws_close=1013),
     Code.ORIGIN_NOT_ALLOWED: Wire(403, "This origin may not use the gateway", ws_close=4504),
     Code.ANONYMOUS_DISABLED: Wire(403, "Anonymous sessions are switched off", ws_close=4504),
+    Code.DOOR_CLOSED: Wire(403, "This door is closed to the tenant", ws_close=4504),
     Code.FORBIDDEN: Wire(403, "The credential does not allow this", ws_close=4504),
     Code.BAD_REQUEST: Wire(400, "The request cannot be read as HTTP"),
     Code.HEADERS_TOO_LARGE: Wire(431, "The headers are too large"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import Final, Literal, NewType, get_args
 
 from gateway.core.issuers import Issuer
 from gateway.core.plan import Plan, ScopeLimits
@@ -16,10 +16,12 @@ TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
 UserHash = NewType("UserHash", str)  # keyed hash of a user id: the only form that reaches Redis, logs or the vendor
 WorkerId = NewType("WorkerId", str)  # one process of the gateway; never used again by another
+Door = Literal["sse", "websocket"]  # by which a tenant's users may follow answers; HTTP calls need none
 
 TENANT_ID = re.compile(r"[a-z0-9-]{1,32}")
 ALIAS = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 USER_ID_MAX_CHARS = 256
+DOORS: Final[tuple[Door, ...]] = get_args(Door)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class Tenant:
     personas: Mapping[str, Persona]
     origins: frozenset[str] = frozenset()
     anonymous: bool = False
+    doors: frozenset[Door] = frozenset(DOORS)
     plan: Plan = field(default_factory=Plan)
     disconnect: Disconnect = field(default_factory=Disconnect)
     issuers: tuple[Issuer, ...] = ()  # whose tokens are accepted beside the gateway's own

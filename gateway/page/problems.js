@@ -31,6 +31,7 @@ const WORDS = {
   auth_timeout: ["Signing in took too long", "Reload the page to try again."],
   origin_not_allowed: ["This page may not use the gateway", "Its address is not among those that this key allows. Ask whoever runs the gateway to add it."],
   anonymous_disabled: ["This gateway does not take anonymous visitors", "Publishable keys are switched off here. Use a session token (hgt_…) from your application."],
+  door_closed: ["This way in is closed", "Whoever runs the gateway has switched this kind of connection off for this application."],
   forbidden: ["You may not do this", "Your key or token does not allow it."],
   // what was asked
   not_found: ["This conversation is not here", "It may belong to another visitor or another key, or it was deleted."],

@@ -63,6 +63,7 @@ export class SocketLink {
       }
       if (this.#done) return;
       if (end.code === TOKEN_EXPIRED || end.code === REFUSED) this.#session.invalidate();
+      if (this.#reason?.code === "door_closed") return this.#listener.onUseless(); // the gateway may still let in by HTTP
       if (end.code in TERMINAL && (end.code !== REFUSED || this.#retriedToken)) {
         return this.#end(this.#reason ?? new Problem({ code: TERMINAL[end.code] }));
       }

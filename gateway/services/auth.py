@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.core.errors import Code, GatewayError
-from gateway.core.identity import Principal, Tenant, TenantId, UserHash, UserId
+from gateway.core.identity import Door, Principal, Tenant, TenantId, UserHash, UserId
 from gateway.core.keys import KEY_PREFIX
 from gateway.core.revocation import NEVER, Holder
 from gateway.services.issuers import Issuers
@@ -161,13 +161,15 @@ class Auth:
         tenant = self.tenants.get(principal.tenant.id, principal.tenant)
         return principal if tenant is principal.tenant else replace(principal, tenant=tenant)
 
-    def lost(self, principal: Principal, origin: str | None) -> GatewayError | None:
+    def lost(self, principal: Principal, origin: str | None, door: Door | None) -> GatewayError | None:
         """Return why an open connection must end: access was lost, or what its tenant allows has changed."""
         if self.revoked(principal):
             return GatewayError(Code.REVOKED)
         now = self.current(principal)
         if origin is not None and not self.origin_allowed(now, origin):
             return GatewayError(Code.ORIGIN_NOT_ALLOWED)
+        if door is not None and door not in now.tenant.doors:
+            return GatewayError(Code.DOOR_CLOSED)
         return None
 
     def revoked(self, principal: Principal) -> bool:

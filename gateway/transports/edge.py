@@ -14,7 +14,7 @@ from gateway.core.addresses import Network, client_address
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import EventId
-from gateway.core.identity import Principal
+from gateway.core.identity import Door, Principal
 from gateway.core.turn import TurnId
 from gateway.protocol.native import decode_body, encode_json
 from gateway.services.auth import Auth
@@ -72,6 +72,11 @@ class Closable(Protocol):
         """The origin of the page that opened it, if it was a page."""
         ...
 
+    @property
+    def door(self) -> Door | None:
+        """The door that it came in by, where a tenant may close that."""
+        ...
+
     def revoke(self, error: GatewayError) -> None:
         """Tell the client why it may not go on, and end the connection soon. Safe to repeat."""
         ...
@@ -98,9 +103,15 @@ class Edge:
         for connection in tuple(self.open):
             principal = connection.principal
             if principal is not None:
-                error = self.auth.lost(principal, connection.origin)
+                error = self.auth.lost(principal, connection.origin, connection.door)
                 if error is not None:
                     connection.revoke(error)
+
+
+def check_door(principal: Principal, door: Door) -> None:
+    """Raise GatewayError(door_closed) where the tenant's users may not come in by a door."""
+    if door not in principal.tenant.doors:
+        raise GatewayError(Code.DOOR_CLOSED)
 
 
 REVOKED_S: Final = 1.0  # a client that does not take in that it was revoked is cut off after this

@@ -17,6 +17,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import Entry
+from gateway.core.identity import Door
 from gateway.protocol.native import encode_json, encode_sse, problem
 from gateway.protocol.sse import encode_comment, encode_event, encode_retry
 from gateway.services.subscriptions import Subscription
@@ -60,6 +61,7 @@ class SseStream:
         self._lost: GatewayError | None = None
         self.principal = request[PRINCIPAL]
         self.origin = origin_of(request)
+        self.door: Door = "sse"
         self.response = web.StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
@@ -85,7 +87,7 @@ class SseStream:
         self._edge.open.add(self)
         self._put(encode_retry(self._edge.rules.retry_ms) + encode_comment("open"))
         self._keepalive = self._loop.call_later(self._edge.rules.keepalive_s, self._keep_alive)
-        error = self._edge.auth.lost(self.principal, self.origin)  # since the request was let in
+        error = self._edge.auth.lost(self.principal, self.origin, self.door)  # since the request was let in
         if error is not None:
             self.revoke(error)
         try:

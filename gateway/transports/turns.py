@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import Ending, TurnCompleted, TurnFailed, TurnStopped
-from gateway.core.identity import Principal
+from gateway.core.identity import Door, Principal
 from gateway.core.turn import StopReason, TurnId
 from gateway.protocol.native import StartTurn
 from gateway.services.subscriptions import Subscription
@@ -18,6 +18,7 @@ from gateway.services.window import Batch
 from gateway.transports.edge import (
     EDGE,
     address_of,
+    check_door,
     conversation_id_of,
     cursor_of,
     json_answer,
@@ -37,6 +38,10 @@ async def start(request: web.Request) -> web.StreamResponse:
     principal = await principal_of(request)
     conversation_id = conversation_id_of(request)
     body = await read_body(request, StartTurn)
+    detached = "respond-async" in request.headers.get("Prefer", "")
+    streamed = not detached and "text/event-stream" in request.headers.get(hdrs.ACCEPT, "")
+    if streamed:
+        check_door(principal, "sse")  # before there is a turn
     started = await request.app[EDGE].turns.start(
         principal,
         conversation_id,
@@ -44,7 +49,7 @@ async def start(request: web.Request) -> web.StreamResponse:
         idempotency_key=request.headers.get("Idempotency-Key"),
         address=address_of(request),
     )
-    if "respond-async" in request.headers.get("Prefer", ""):
+    if detached:
         return json_answer(
             {"turn_id": started.turn_id, "conversation_id": conversation_id},
             status=202,
@@ -54,7 +59,7 @@ async def start(request: web.Request) -> web.StreamResponse:
                 "x-turn-id": started.turn_id,
             },
         )
-    if "text/event-stream" in request.headers.get(hdrs.ACCEPT, ""):
+    if streamed:
         return await _follow(request, principal, started.turn_id)
     return await _wait(request, principal, started.turn_id)
 
@@ -62,6 +67,7 @@ async def start(request: web.Request) -> web.StreamResponse:
 @routes.get("/v1/turns/{turn_id}/events", allow_head=False)  # a stream is its body
 async def follow_turn(request: web.Request) -> web.StreamResponse:
     principal = await principal_of(request, ticket=True)
+    check_door(principal, "sse")
     return await _follow(request, principal, turn_id_of(request))
 
 
@@ -69,6 +75,7 @@ async def follow_turn(request: web.Request) -> web.StreamResponse:
 async def follow_conversation(request: web.Request) -> web.StreamResponse:
     """Follow the turn that the cursor is of, else the active one; 204 when there is neither."""
     principal = await principal_of(request, ticket=True)
+    check_door(principal, "sse")
     conversation_id = conversation_id_of(request)
     active = await request.app[EDGE].subscriptions.active_turn(principal, conversation_id)
     cursor = cursor_of(request)
@@ -109,6 +116,7 @@ class _Collector:
     def __init__(self, request: web.Request, principal: Principal, subscription: Subscription) -> None:
         self.principal = principal
         self.origin = origin_of(request)
+        self.door: Door | None = None
         self.lost: GatewayError | None = None
         self.ending: Ending | None = None
         self._subscription = subscription

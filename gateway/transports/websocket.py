@@ -16,7 +16,7 @@ from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import EventId
-from gateway.core.identity import Principal
+from gateway.core.identity import Door, Principal
 from gateway.core.limits import gcra
 from gateway.core.turn import StopReason, TurnId
 from gateway.protocol.native import (
@@ -42,6 +42,7 @@ from gateway.transports.edge import (
     REVOKED_S,
     address_of,
     bearer,
+    check_door,
     checked_uuid,
     origin_of,
     ticket_of,
@@ -93,6 +94,7 @@ class Socket:
         self._told = Told()  # of the command under way
         self._revoked = False
         self.origin = origin_of(request)
+        self.door: Door = "websocket"
 
     async def serve(self) -> web.WebSocketResponse:
         await self._ws.prepare(self._request)
@@ -169,6 +171,7 @@ class Socket:
         known = self._principal
         if known is not None and (known.tenant.id, known.user_hash) != (principal.tenant.id, principal.user_hash):
             raise GatewayError(Code.FORBIDDEN, "A socket keeps its user; open another for another.")
+        check_door(principal, self.door)
         self._principal = self._request[PRINCIPAL] = principal
         if self._expiry is not None:
             self._expiry.cancel()

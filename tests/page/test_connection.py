@@ -295,6 +295,22 @@ async def test_message_that_is_too_long_stays_where_it_is_written(arrive: Arrive
     await expect(visitor.see("message")).to_have_value("")
 
 
+async def test_closed_door_falls_back_to_server_sent_events(arrive: Arrive) -> None:
+    """Where a tenant's users may not come in by WebSocket the page goes on over plain HTTP by itself."""
+    visitor = await arrive(enter=False)
+
+    async def refuse(socket: WebSocketRoute) -> None:
+        problem = {"status": 403, "code": "door_closed", "title": "This door is closed to the tenant"}
+        socket.send(json.dumps({"event": "error", "request_id": None, "data": problem}))
+        await socket.close(code=4504, reason="door_closed")
+
+    await visitor.page.route_web_socket("**/v1/ws", refuse)
+    await visitor.enter()
+    await expect(visitor.see("status")).to_have_attribute("data-transport", "sse")
+    assert await visitor.ask(f"{WORDS} #echo #rate=0") == WORDS
+    assert await visitor.is_intact()
+
+
 @pytest.mark.parametrize("told", [True, False])
 async def test_message_too_large_for_a_frame_is_sent_once(arrive: Arrive, *, told: bool) -> None:
     """A socket that is closed for a frame's size comes back without that frame; the message can be shortened."""

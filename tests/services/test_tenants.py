@@ -91,6 +91,7 @@ async def test_fixed_tenant_is_not_changed_by_the_store(stored_tenants: RedisTen
         (table(limits={"user": {"requests_per_min": -1}}), "limits.user.requests_per_min"),
         (table(limits={"user": {"requests_per_min": "many"}}), "limits.user.requests_per_min"),
         (table(plan="platinum"), "plan"),
+        (table(doors=["telex"]), "doors"),
         (table(colour="red"), "colour"),
         (table(timezone="Nowhere/City"), "timezone"),
         (table(issuers={"a": {"issuer": "i"}}), "issuers.a.audience"),

@@ -174,11 +174,11 @@ async def test_open_socket_follows_its_tenant(pair: tuple[Running, Running], nam
         assert (await user.call("GET", f"/v1/conversations/{dropped}")).status == 200  # what was said can be read
 
 
-@pytest.mark.parametrize(("fields", "code"), [({"origins": []}, "origin_not_allowed")])
+@pytest.mark.parametrize(("fields", "code"), [({"origins": []}, "origin_not_allowed"), ({"doors": []}, "door_closed")])
 async def test_connection_that_its_tenant_lets_in_no_more_ends(
     pair: tuple[Running, Running], name: TenantId, fields: dict[str, Any], code: str
 ) -> None:
-    """Open streams of an origin that was taken away end with that code, sockets with 4504; turns go on."""
+    """Open streams of an origin or by a door that was taken away end with that code, sockets with 4504; turns go on."""
     here, there = pair
     await put(here, name, table())
     await eventually(lambda: name in there.gateway.auth.tenants, "the tenant")
@@ -200,8 +200,43 @@ async def test_connection_that_its_tenant_lets_in_no_more_ends(
             assert (await reader.rest())[-1].data["code"] == code
             assert await closing == Closed(4504, code)
     await put(here, name, table())
-    await eventually(lambda: there.gateway.auth.tenants[name].origins, "the origin")
+    await eventually(
+        lambda: there.gateway.auth.tenants[name].origins and len(there.gateway.auth.tenants[name].doors), "it"
+    )
     assert check_log(await Client(there, user.headers).replay(turn)).name == "turn.completed"
+
+
+@pytest.mark.parametrize("door", ["sse", "websocket"])
+async def test_closed_door_is_refused_and_the_others_work(
+    pair: tuple[Running, Running], name: TenantId, door: str
+) -> None:
+    """Only the doors that a tenant opens let its users in; HTTP calls need none, and no turn begins in vain."""
+    here, _ = pair
+    other = "websocket" if door == "sse" else "sse"
+    await put(here, name, table(doors=[other]))
+    user = await user_of(here, name)
+    conversation = await user.conversation()
+    answer = await user.call("POST", f"/v1/conversations/{conversation}/turns", {"message": "Hi #tokens=1"})
+    assert (answer.status, answer.body["event"]) == (200, "turn.completed")
+    turn = answer.body["turn_id"]
+    streamed = await user.call(
+        "POST", f"/v1/conversations/{conversation}/turns", {"message": "Hi #tokens=1"}, Accept="text/event-stream"
+    )
+    followed = [
+        await user.call("GET", path)
+        for path in (f"/v1/turns/{turn}/events", f"/v1/conversations/{conversation}/events")
+    ]
+    async with user.socket() as socket:
+        if door == "websocket":
+            assert await socket.closed() == Closed(4504, "door_closed")
+            assert [answer.status for answer in (streamed, *followed)] == [200, 200, 204]
+        else:
+            assert (await socket.reply("ping"))["event"] == "pong"
+            for refused in (streamed, *followed):
+                assert (refused.status, refused.body["code"]) == (403, "door_closed")
+    record = (await user.call("GET", f"/v1/conversations/{conversation}")).body
+    assert record["active_turn_id"] is None
+    assert len(record["messages"]) == (2 if door == "sse" else 4)
 
 
 async def test_preflight_of_an_unknown_origin_asks_no_store(pair: tuple[Running, Running], name: TenantId) -> None:
