@@ -1,4 +1,4 @@
-"""``keys``, ``tokens`` and ``tenants``: who may use the gateway, from the command line.
+"""``keys`` and ``tokens``: who may use the gateway, from the command line.
 
 They never ask. They end with 0, with 1 when something could not be done, with 2 when they were called wrongly.
 """
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.access_words import Duration, key_facts, print_json, print_table, stamp, tell_key, tenant_facts, when
+from gateway.access_words import Duration, print_json, print_table, tell_key, when
 from gateway.commands import CONFIG, REDIS_URL, load_settings, perform
 from gateway.core.keys import KeyKind, KeyState
-from gateway.core.revocation import Revoked
+from gateway.services.facts import key_facts, revocation_facts
 
 if TYPE_CHECKING:
-    from gateway.desk import Desk
+    from gateway.services.desk import Desk
 
 Work = Callable[..., Awaitable[None]]
 
@@ -36,11 +36,6 @@ def keys() -> None:
 @click.group()
 def tokens() -> None:
     """Mint a session token, or take tokens back."""
-
-
-@click.group()
-def tenants() -> None:
-    """Show tenants, shut one out and let it in again."""
 
 
 def at_desk(work: Work) -> Callable[..., None]:
@@ -136,7 +131,7 @@ async def revoke_key(desk: Desk, key: str, tenant: str | None, as_json: bool) ->
     KEY is its id, or what it begins with, as `keys list` shows it.
     """
     record = await desk.key(key, tenant)
-    await desk.revoke_key(record)
+    await desk.revoke_key(record.tenant, record.id)
     if as_json:
         print_json({"key": record.prefix, "state": KeyState.REVOKED})
     else:
@@ -230,85 +225,10 @@ async def revoke_token(
     if user is not None:
         revocation = await desk.revoke_user(name, user)
     else:
-        revocation = await desk.auth.revocations.revoke(Revoked.TOKEN, name, token_id or "")
+        revocation = await desk.revoke_token(name, token_id or "")
     if as_json:
-        print_json({"what": revocation.what, "tenant": name, "at": stamp(revocation.at_s)})
+        print_json(revocation_facts(revocation))
     elif user is not None:
         click.echo(f"Revoked what {user} was given in {name} until now.")
     else:
         click.echo(f"Revoked token {token_id} of {name}.")
-
-
-# --- tenants ----------------------------------------------------------------------------------------------------------
-
-
-@tenants.command("list")
-@JSON
-@at_desk
-async def list_tenants(desk: Desk, as_json: bool) -> None:
-    """List the tenants of the settings that this command sees."""
-    facts = [await tenant_facts(desk, name) for name in desk.tenants]
-    if as_json:
-        print_json(facts)
-        return
-    print_table(
-        ("TENANT", "STATE", "PERSONAS", "ORIGINS", "ANONYMOUS", "KEYS"),
-        [
-            (
-                each["tenant"],
-                each["state"],
-                ", ".join(each["personas"]) or "–",
-                str(len(each["origins"])),
-                "yes" if each["anonymous"] else "no",
-                str(each["keys"]),
-            )
-            for each in facts
-        ],
-        "No tenants.",
-    )
-
-
-@tenants.command("show")
-@click.argument("tenant", required=False)
-@JSON
-@at_desk
-async def show_tenant(desk: Desk, tenant: str | None, as_json: bool) -> None:
-    """Show what a tenant may do."""
-    facts = await tenant_facts(desk, desk.tenant(tenant))
-    if as_json:
-        print_json(facts)
-        return
-    for name, value in facts.items():
-        match value:
-            case dict():
-                value = ", ".join(
-                    f"{scope} {limit}={n}" for scope, limits in value.items() for limit, n in limits.items()
-                )
-            case list():
-                value = ", ".join(map(str, value))
-            case bool():
-                value = "yes" if value else "no"
-        click.echo(f"{name.replace('_', ' '):<16}{value if value not in ('', None) else '–'}")
-
-
-@tenants.command("revoke")
-@click.argument("tenant")
-@at_desk
-async def revoke_tenant(desk: Desk, tenant: str) -> None:
-    """Shut a tenant out.
-
-    All that runs of it ends within 2 s, and nothing new is let in until `tenants restore`.
-    """
-    name = desk.tenant(tenant)
-    await desk.auth.revocations.revoke(Revoked.TENANT, name)
-    click.echo(f"{name} is shut out. `hyperleap-gateway tenants restore {name}` lets it in again.")
-
-
-@tenants.command("restore")
-@click.argument("tenant")
-@at_desk
-async def restore_tenant(desk: Desk, tenant: str) -> None:
-    """Let a tenant in again that was shut out."""
-    name = desk.tenant(tenant)
-    lifted = await desk.auth.revocations.lift(name)
-    click.echo(f"{name} is let in again." if lifted else f"{name} was not shut out.")

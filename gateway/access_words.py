@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,11 @@ import click
 import msgspec
 
 from gateway.core.keys import KeyRecord, KeyState
-from gateway.core.plan import SCOPES, ScopeLimits
-from gateway.services.clock import iso
+from gateway.services.facts import key_facts
 
 if TYPE_CHECKING:
-    from gateway.desk import Desk
+    from gateway.core.identity import TenantId
+    from gateway.services.desk import Desk
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -34,25 +33,11 @@ class Duration(click.ParamType[float]):
         return float(int(match[1]) * UNITS[match[2] or "s"])
 
 
-async def tenant_facts(desk: Desk, name: Any) -> dict[str, Any]:
-    """What is shown of a tenant."""
-    tenant, now_s = desk.tenants[name], time.time()
+async def tenant_facts(desk: Desk, name: TenantId) -> dict[str, Any]:
+    """What is shown of a tenant, and how many keys it has that work."""
+    now_s = time.time()
     records = await desk.auth.keys.list(name)
-    return {
-        "tenant": str(name),
-        "state": "revoked" if desk.auth.tenant_revoked(name) else "active",
-        "personas": sorted(tenant.personas),
-        "origins": sorted(tenant.origins),
-        "anonymous": tenant.anonymous,
-        "limits": {scope: limits for scope in SCOPES if (limits := _set(tenant.plan.of(scope)))},
-        "disconnect": str(tenant.disconnect.policy),
-        "issuers": [issuer.issuer for issuer in tenant.issuers],
-        "keys": sum(record.state(now_s) is KeyState.ACTIVE for record in records),
-    }
-
-
-def _set(limits: ScopeLimits) -> dict[str, int]:
-    return {name: value for name, value in asdict(limits).items() if value}
+    return {**desk.facts(name), "keys": sum(record.state(now_s) is KeyState.ACTIVE for record in records)}
 
 
 def tell_key(key: str, record: KeyRecord, as_json: bool) -> None:
@@ -66,21 +51,6 @@ def tell_key(key: str, record: KeyRecord, as_json: bool) -> None:
         f"Keep it: it is shown this once. Kind {record.kind}, tenant {record.tenant}, label {record.label}; it {ends}.",
         err=True,
     )
-
-
-def key_facts(record: KeyRecord, now_s: float) -> dict[str, Any]:
-    return {
-        "key": record.prefix,
-        "id": record.id,
-        "tenant": record.tenant,
-        "kind": record.kind,
-        "label": record.label,
-        "ending": record.ending,
-        "state": record.state(now_s),
-        "created_at": record.created_at,
-        "expires_at": stamp(record.expires_at_s),
-        "revoked_at": stamp(record.revoked_at_s),
-    }
 
 
 def print_json(value: Any) -> None:
@@ -99,7 +69,3 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], none: str) 
 
 def when(at_s: float | None) -> str:
     return "" if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def stamp(at_s: float | None) -> str | None:
-    return None if at_s is None else iso(at_s)

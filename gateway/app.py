@@ -13,11 +13,13 @@ from aiohttp import web
 from gateway.core.errors import GatewayError
 from gateway.core.identity import WorkerId
 from gateway.secret_files import SecretKeys
+from gateway.secret_files import read as read_secret
 from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
 from gateway.services.auth import Auth
 from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
+from gateway.services.desk import Desk
 from gateway.services.feedback import FeedbackService
 from gateway.services.following import Following
 from gateway.services.holdings import Holdings
@@ -60,7 +62,7 @@ from gateway.store.revocations import RedisRevocations
 from gateway.store.tenants import RedisKeys, RedisTenants
 from gateway.store.uses import RedisUses
 from gateway.telemetry.metrics import Metrics
-from gateway.transports import conversations, docs, middleware, ops, page, tickets, turns, websocket
+from gateway.transports import admin, conversations, docs, middleware, ops, page, tickets, turns, websocket
 from gateway.transports.edge import EDGE, Edge, EdgeRules
 from gateway.upstream.client import HyperleapClient
 from gateway.upstream.key_files import KeyFiles
@@ -255,9 +257,10 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         watches=watches,
         holdings=holdings,
     )
+    sessions = Sessions(auth)
     edge = Edge(
         auth=auth,
-        sessions=Sessions(auth),
+        sessions=sessions,
         conversations=owned,
         feedback=FeedbackService(owned, store, vendor, admission, metrics),
         turns=turns_service,
@@ -309,6 +312,13 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     gateway.internal[ops.METRICS] = metrics
     gateway.internal[ops.READINESS] = gateway
     gateway.internal.add_routes(ops.routes)
+    token = settings.server.admin_token_file
+    admin_app = admin.app(
+        edge,
+        Desk(auth=auth, sessions=sessions, enrolment=tenants),
+        read_secret(token, "GATEWAY_ADMIN_TOKEN_FILE") if token is not None else None,
+    )
+    gateway.internal.add_subapp(admin.PREFIX, admin_app)
     return gateway
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.core.errors import GatewayError
-from gateway.secret_files import load
+from gateway.secret_files import load, read
 from gateway.settings import Settings, SettingsError
 from gateway.store.embedded import find_servers
 from gateway.store.facts import store_fault, store_name
@@ -35,11 +35,16 @@ def check_tenants(settings: Settings) -> Finding:
         return Finding("tenants", False, str(error))
     named = ", ".join(sorted(tenants)[:TENANTS_SHOWN]) + (", …" if len(tenants) > TENANTS_SHOWN else "")
     where = settings.server.tenants_file or settings.tenant_source
-    return Finding("tenants", True, f"{named} ({where})")
+    return Finding("tenants", True, f"{named} ({where})" if tenants else "none here; the admin API makes them")
 
 
 def check_secrets(settings: Settings) -> Finding:
-    """Look at the files with pepper and signing key; those that a first start makes are not made here."""
+    """Look at the files with pepper, signing key and admin token; those that a first start makes are not made here."""
+    if settings.server.admin_token_file is not None:
+        try:
+            read(settings.server.admin_token_file, "GATEWAY_ADMIN_TOKEN_FILE")
+        except SettingsError as error:
+            return Finding("secrets", False, str(error))
     if settings.redis.url is None:
         return Finding("secrets", True, f"made once in {settings.server.data_dir} unless given")
     try:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from gateway import __version__
-from gateway.access import keys, tenants, tokens
+from gateway.access import keys, tokens
 from gateway.commands import CONFIG, REDIS_URL, load_settings, perform
 from gateway.simulator.command import simulate
+from gateway.tenant_commands import tenants
 
 if TYPE_CHECKING:
     from gateway.lifecycle import OnReady

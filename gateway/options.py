@@ -113,7 +113,7 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     host: Annotated[str, doc("Address of the public port; `0.0.0.0` listens on every IPv4 interface")] = "127.0.0.1"
     port: Annotated[Port, doc("Public port: chat page and API; 0 lets the system choose")] = 8080
     internal_host: Annotated[str, doc("Address of the internal port; keep it away from the internet")] = "127.0.0.1"
-    internal_port: Annotated[Port, doc("Internal port: `/metrics`, `/livez`, `/readyz`")] = 9090
+    internal_port: Annotated[Port, doc("Internal port: `/metrics`, `/livez`, `/readyz`, and the admin API")] = 9090
     data_dir: Annotated[Path, doc("Where the embedded Valkey and the secrets made for it live")] = msgspec.field(
         default_factory=default_data_dir
     )
@@ -140,6 +140,9 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     tenants_file: Annotated[
         Path | None,
         doc("TOML file with `[tenants]` and `[plans]`, followed while it changes; then none are written here"),
+    ] = None
+    admin_token_file: Annotated[
+        Path | None, doc("Secret that opens the admin API at `/admin/v1` of the internal port; unset: there is none")
     ] = None
     metrics_personas_max: Annotated[
         int,

@@ -185,16 +185,16 @@ class Settings(Section, frozen=True, kw_only=True):
     def tenant_tables(self) -> TenantTables:
         """Return the tenants that are fixed, with their plans; reads the tenants file where one is set.
 
-        Raises SettingsError, also when there is none at all.
+        There are none where the admin API can make some. Raises SettingsError, also when there is none at all.
         """
         if self.server.tenants_file is not None:
             return read_tenants(self.server.tenants_file)
-        if self.tenants:
+        if self.tenants or (self.upstream.persona_id is None and self.server.admin_token_file is not None):
             return TenantTables(plans=self.plans, tenants=self.tenants)
         if self.upstream.persona_id is None:
             raise SettingsError(
                 "HYPERLEAP_PERSONA_ID",
-                "no tenant: name a persona, or write [tenants] in a TOML file",
+                "no tenant: name a persona, write [tenants] in a TOML file, or allow the admin API",
             )
         default = self.default_tenant
         persona = PersonaSettings(persona_id=self.upstream.persona_id, replacements=default.replacements)

@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from aiohttp import web
 
 from gateway.app import build
 from gateway.control import Launch
+from gateway.core.errors import Code, GatewayError
 from gateway.lifecycle import (
     HardDeadline,
     OnReady,
@@ -43,7 +44,8 @@ from gateway.settings import Settings, SettingsError
 from gateway.slot import PublicPort, Slot
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.workers import WorkersMetrics, merge
-from gateway.transports import ops
+from gateway.transports import admin_relay, ops
+from gateway.transports.admin_relay import Relayed
 from gateway.worker_process import WorkerFailed, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -161,7 +163,10 @@ class Supervisor:
         self.internal = web.Application()
         self.internal[ops.METRICS] = self
         self.internal[ops.READINESS] = self
+        self.internal[admin_relay.RELAY] = self
+        self.internal[admin_relay.BODY_MAX] = settings.server.body_max_bytes
         self.internal.add_routes(ops.routes)
+        self.internal.add_routes(admin_relay.routes)
 
     async def open(self, stopped: asyncio.Event) -> None:
         """Start a worker in every slot; returns early when ``stopped`` is set. Raises StartFailed or OSError."""
@@ -230,6 +235,19 @@ class Supervisor:
             checks[f"worker_{slot.number}"] = state
         checks |= {f"worker_{label}": "draining" for label in told if f"worker_{label}" not in checks}
         return served and checks["store"] == "ok" and not self._draining, checks
+
+    async def relay(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, /) -> Relayed:
+        """Pass a request of the admin API on to the first worker that serves.
+
+        Raises GatewayError: draining where there is none, worker_lost where its answer did not come.
+        """
+        for slot in self._slots:
+            if slot.current is not None and slot.current.serves:
+                answer = await slot.current.relay(method, target, headers, body)
+                if answer is None:
+                    raise GatewayError(Code.WORKER_LOST, "The worker did not answer; it may have done what was asked.")
+                return answer
+        raise GatewayError(Code.DRAINING, "No worker serves just now.", retry_after_s=1.0)
 
     def _workers(self) -> dict[str, WorkerProcess]:
         return {label: worker for slot in self._slots for label, worker in slot.workers().items()}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, hdrs
+from multidict import CIMultiDict
+from yarl import URL
 
 from gateway.control import Control, Launch
+from gateway.transports.admin_relay import Relayed
 
+RELAY_TIMEOUT_S: Final = 30.0  # for what an operator asks, which may take many calls to the store
 ASK_TIMEOUT_S: Final = 1.0  # a worker that takes longer to tell its metrics is left out
 
 
@@ -126,6 +131,24 @@ class WorkerProcess:
         """Return the worker's checks by name."""
         answer = await self._ask("/readyz", "application/json")
         return {"worker": "silent"} if answer is None else msgspec.json.decode(answer, type=_Readiness).checks
+
+    async def relay(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> Relayed | None:
+        """Pass a request on to the internal application; None when its answer does not come."""
+        if self._inside.closed:
+            return None
+        try:
+            async with self._inside.request(
+                method,
+                URL(f"http://worker{target}", encoded=True),
+                headers=CIMultiDict(headers),
+                data=io.BytesIO(body) if body else None,
+                skip_auto_headers=(hdrs.CONTENT_TYPE,),
+                allow_redirects=False,
+                timeout=ClientTimeout(total=RELAY_TIMEOUT_S),
+            ) as response:
+                return Relayed(response.status, response.headers, await response.read())
+        except (ClientError, OSError, TimeoutError):
+            return None
 
     async def _ask(self, path: str, accept: str) -> bytes | None:
         """Ask the internal application; None when the worker does not answer in time or is gone."""

@@ -14,7 +14,9 @@ from aiohttp import ClientSession
 from click.testing import CliRunner, Result
 
 from gateway.cli import main
+from gateway.core.identity import TenantId
 from gateway.core.keys import KeyKind
+from gateway.store.tenants import RedisTenants
 from tests.conftest import SECRETS, Running, StartGateway
 from tests.test_commands import ports, run
 from tests.transports.client import Client, Closed, eventually
@@ -264,3 +266,66 @@ async def test_command_finds_the_embedded_store_of_a_running_gateway(tmp_path: P
         async with http.post(f"{known['GATEWAY_URL']}/v1/sessions", json={"user_id": "u"}, headers=headers) as answer:
             assert answer.status == 201
         await demo.end()
+
+
+TABLE = """
+origins = ["https://new.example"]
+[personas.default]
+persona_id = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
+"""
+
+
+async def test_tenant_put_and_deleted_by_an_operator_holds_in_a_running_gateway(
+    command: Command, running: Running, stored_tenants: RedisTenants, tmp_path: Path
+) -> None:
+    """A tenant is made from a file or standard input, changed, listed with where it is from, and deleted."""
+    await eventually(lambda: running.gateway.inbox.hears, "the gateway to hear")
+    known = running.gateway.auth.tenants
+    (tmp_path / "new.tenant").write_text(TABLE)
+    assert "new is made" in (await done(command, "tenants", "put", "new", str(tmp_path / "new.tenant"))).stdout
+    await eventually(lambda: "new" in known, "the tenant", within_s=2)
+    key = (await done(command, "keys", "create", "--tenant", "new", "--label", "backend")).stdout.strip()
+    status, body = await session(running, key, user_id="ada")
+    assert status == 201
+    assert {each["tenant"]: each["source"] for each in await facts(command, "tenants", "list")} == {
+        running.tenant: "settings",
+        "new": "store",
+    }
+    changed = await done(command, "tenants", "put", "new", "-", stdin="anonymous = true\n" + TABLE)
+    assert "new is changed" in changed.stdout
+    await eventually(lambda: known[TenantId("new")].anonymous, "the change", within_s=2)
+    assert re.search(r"^source +store$", (await done(command, "tenants", "show", "new")).stdout, re.MULTILINE)
+    await done(command, "tenants", "delete", "new")
+    await eventually(lambda: "new" not in known, "the end", within_s=2)
+    token = Client(running, {"Authorization": f"Bearer {body['token']}"})
+    assert (await token.call("GET", "/v1/conversations")).status == 401
+    assert (await session(running, key, user_id="ada"))[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        (("put", "{}", "-"), TABLE, "is written in the settings"),
+        (("delete", "{}"), None, "is written in the settings"),
+        (("delete", "nobody"), None, "no such tenant"),
+        (("put", "new", "-"), "origins = [", "not valid TOML"),
+        (("put", "new", "-"), "", "new: personas: "),
+        (("put", "new", "-"), TABLE + "persona_version_id = 'x'", "new: personas.default.persona_version_id: "),
+        (("put", "New", "-"), TABLE, "New: tenant: "),
+    ],
+)
+async def test_tenant_that_cannot_be_put_is_told_in_one_line(
+    command: Command,
+    running: Running,
+    stored_tenants: RedisTenants,
+    arguments: tuple[str, ...],
+    stdin: str | None,
+    words: str,
+) -> None:
+    """The command ends with 1, names the tenant and the field, and changes nothing."""
+    result = await command("tenants", *(part.replace("{}", running.tenant) for part in arguments), stdin=stdin)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert await stored_tenants.load() == {}

@@ -443,6 +443,18 @@ async def test_check_bad_tenants_file_fails_by_tenant_and_field(tmp_path: Path) 
             assert "tenants.toml: tenants.acme.personas.default.persona_id: 'nonsense' is not a UUID" in out + err
 
 
+async def test_start_with_a_weak_admin_token_is_refused(tmp_path: Path) -> None:
+    """An admin token that could be guessed, or a file that is not there, is no admin token."""
+    environ = {"HYPERLEAP_API_KEY": VENDOR_KEY, "GATEWAY_ADMIN_TOKEN_FILE": str(tmp_path / "token")}
+    for content in (None, "short", "a" * 64):
+        if content is not None:
+            (tmp_path / "token").write_text(content)
+        async with run(tmp_path, "serve", *ports(tmp_path), **environ) as command:
+            _, err = await command.finish()
+            assert command.process.returncode == 1
+            assert "GATEWAY_ADMIN_TOKEN_FILE" in err
+
+
 async def test_settings_with_a_typo_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
     """A misspelt variable stops the start and names the one that was meant."""
     async with run(tmp_path, "check", HYPERLEAP_API_KEY=VENDOR_KEY, GATEWAY_PROT="1") as command:

@@ -587,6 +587,13 @@ def test_tenants_in_two_places_are_refused(tmp_path: Path, text: str, environ: d
     assert refused(write(tmp_path, text), environ).key == key
 
 
+def test_no_tenant_is_needed_where_the_admin_api_can_make_one() -> None:
+    """With an admin token a gateway may start with no tenant at all; a persona still makes the default one."""
+    environ = {**HOME, "GATEWAY_ADMIN_TOKEN_FILE": "token"}
+    assert load(None, environ).tenant_values() == {}
+    assert list(load(None, environ | {"HYPERLEAP_PERSONA_ID": PERSONA}).tenant_values()) == ["default"]
+
+
 def test_table_written_of_a_tenant_makes_the_same_tenant() -> None:
     """What an operator is shown can be put again: all that is not as it is unset, and nothing else."""
     table = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux balances sockets"),
 ]
 
+ADMIN_TOKEN = "0123456789abcdef0123456789abcdef-of-an-operator"
 ENDINGS = {"turn.completed", "turn.stopped", "turn.failed"}
 
 
@@ -436,6 +438,57 @@ async def test_store_killed_again_and_again_ends_supervisor_and_workers(tmp_path
         assert command.process.returncode == 1
         assert "Error: gave up after 5 restarts" in err
         await gone(children)
+
+
+async def test_admin_api_of_several_workers_is_served_on_the_one_internal_port(tmp_path: Path) -> None:
+    """The supervisor passes the API on to a worker; what is changed by it holds on every worker within 2 s."""
+    (tmp_path / "admin-token").write_text(ADMIN_TOKEN)
+    environ = {"GATEWAY_ADMIN_TOKEN_FILE": str(tmp_path / "admin-token")}
+    async with demo(tmp_path, "--rate", "0", **environ) as (_, facts), fresh() as http:
+        await until(lambda: hears(facts))
+        url, shown = f"{facts['GATEWAY_INTERNAL_URL']}/admin/v1", {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+        table = {"personas": {"default": {"persona_id": PERSONA_ID}}}
+        async with http.put(f"{url}/tenants/new", json=table, headers=shown | {"X-Request-Id": "an-id"}) as response:
+            assert response.status == 201, await response.text()
+            assert (await response.json())["source"] == "store"
+            assert response.headers["X-Request-Id"] == "an-id"
+            assert response.headers["Cache-Control"] == "no-store"
+        async with http.post(f"{url}/tenants/new/keys", json={"label": "backend"}, headers=shown) as response:
+            key = (await response.json())["secret"]
+
+        async def held(status: int) -> bool:
+            """Whether many new connections, which both workers get some of, are all answered alike."""
+            for _ in range(16):
+                async with http.post(
+                    f"{facts['GATEWAY_URL']}/v1/sessions",
+                    json={"user_id": "ada"},
+                    headers={"Authorization": f"Bearer {key}"},
+                ) as response:
+                    if response.status != status:
+                        return False
+            return True
+
+        async with asyncio.timeout(2):
+            await until(lambda: held(201))
+        async with http.delete(f"{url}/tenants/new", headers=shown) as response:
+            assert response.status == 204
+        async with asyncio.timeout(2):
+            await until(lambda: held(401))
+        for headers, path, data, status, code in (
+            ({}, "/tenants", None, 401, "credential_missing"),
+            ({"Authorization": "Bearer nonsense"}, "/tenants", None, 401, "credential_invalid"),
+            (shown, "/tenants/default", io.BytesIO(b"x" * 2_000_000), 413, "body_too_large"),
+            (shown, "/tenants/default", b"{}", 409, "tenant_fixed"),
+            (shown, "/nowhere", None, 404, "not_found"),
+        ):
+            async with http.request(
+                "PUT" if data else "GET", url + path, data=data, headers={**headers, "Content-Type": "application/json"}
+            ) as response:
+                assert (response.status, (await response.json())["code"]) == (status, code)
+                assert response.content_type == "application/problem+json"
+        doubled = [("Authorization", f"Bearer {ADMIN_TOKEN}")] * 2
+        async with http.get(f"{url}/tenants", headers=doubled) as response:
+            assert response.status == 401
 
 
 async def test_tenants_file_is_followed_by_every_worker(tmp_path: Path) -> None:

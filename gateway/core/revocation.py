@@ -2,6 +2,7 @@
 
 A token or a key is taken back for good. A user is taken back as of now: what was issued before opens nothing, what is
 issued after does, so whoever mints tokens decides whether there are new ones. A tenant stays out until it is let in.
+All sessions of one that is deleted are taken back as of now, so that another of its name begins with none.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ class Revoked(StrEnum):
     USER = "user"
     KEY = "key"  # and with it the sessions that it opened
     TOKEN = "token"
+    SESSIONS = "sessions"  # all that a tenant's users hold, as of now
 
 
 class Revocation(NamedTuple):
-    """``id`` is the token's or the key's, or the user's hash; empty for a tenant. Times are Unix, by the store's clock.
+    """``id`` is the token's or the key's, or the user's hash; empty for what is of a whole tenant.
 
-    After ``until_s`` nothing that it is about can be valid any more (infinite for a tenant).
+    Times are Unix, by the store's clock. After ``until_s`` nothing that it is about can be valid any more (infinite for
+    a tenant).
     """
 
     what: Revoked
@@ -99,8 +102,11 @@ class RevokedSet:
             return True
         if holder.key_id is not None and (Revoked.KEY, tenant, holder.key_id) in in_force:
             return True
-        user = in_force.get((Revoked.USER, tenant, holder.user))
-        return user is not None and holder.issued_at_s <= user.at_s
+        for dated in ((Revoked.USER, tenant, holder.user), (Revoked.SESSIONS, tenant, "")):
+            revocation = in_force.get(dated)
+            if revocation is not None and holder.issued_at_s <= revocation.at_s:
+                return True
+        return False
 
 
 class RevocationStore(Protocol):

@@ -39,6 +39,9 @@ def of(what: Revoked, id_: str = "", tenant: TenantId = ACME, at_s: float = 100.
         (of(Revoked.USER, ADA, at_s=99.9), False),  # issued after
         (of(Revoked.USER, "hash-of-bob"), False),
         (of(Revoked.USER, ADA, OTHER), False),
+        (of(Revoked.SESSIONS), True),
+        (of(Revoked.SESSIONS, at_s=99.9), False),  # of a tenant that was made again since
+        (of(Revoked.SESSIONS, tenant=OTHER), False),
     ],
 )
 def test_revocation_covers_what_it_is_of_and_nothing_else(revocation: Revocation, covered: bool) -> None:
@@ -52,6 +55,7 @@ def test_revocation_of_a_user_covers_a_holder_of_unknown_origin() -> None:
     unknown = Holder(ACME, ADA)
     assert revoked(of(Revoked.USER, ADA)).cover(unknown)
     assert revoked(of(Revoked.TENANT)).cover(unknown)
+    assert revoked(of(Revoked.SESSIONS)).cover(unknown)
     assert not revoked(of(Revoked.TOKEN, "token-1"), of(Revoked.KEY, "key-1")).cover(unknown)
 
 
