@@ -7,7 +7,8 @@ from typing import Final
 
 from gateway.core.errors import GatewayError
 from gateway.secret_files import load, read
-from gateway.settings import Settings, SettingsError
+from gateway.sections import SettingsError
+from gateway.settings import Settings
 from gateway.store.embedded import find_servers
 from gateway.store.facts import store_fault, store_name
 from gateway.store.redis import Redis

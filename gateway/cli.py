@@ -149,7 +149,7 @@ def check(config: Path | None, redis_url: str | None) -> None:
 
     from gateway import check as checks
     from gateway.app import upstream_client, vendor_key_ring
-    from gateway.settings import SettingsError
+    from gateway.sections import SettingsError
 
     settings = load_settings(config, os.environ, _overrides(None, None, redis_url, None), vendor_key=False)
     try:

@@ -29,7 +29,8 @@ def load_settings(
 
     ``vendor_key``: the command is of no use without the keys that its tenants ask Hyperleap with.
     """
-    from gateway.settings import SettingsError, load
+    from gateway.sections import SettingsError
+    from gateway.settings import load
     from gateway.store.embedded import is_gone
     from gateway.telemetry.logging import configure
     from gateway.upstream.key_files import KeyFiles
@@ -48,7 +49,7 @@ def load_settings(
 def perform(work: Coroutine[Any, Any, T]) -> T:
     """Run the work on uvloop where it exists, and say in one line what ended it."""
     from gateway.core.errors import GatewayError
-    from gateway.settings import SettingsError
+    from gateway.sections import SettingsError
     from gateway.store.embedded import EmbeddedError
     from gateway.supervisor import StartFailed
 

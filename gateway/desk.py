@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from gateway.app import REVOCATION_EXTRA_S, session_rules
 from gateway.secret_files import find as find_secrets
+from gateway.sections import SettingsError
 from gateway.services.auth import Auth
 from gateway.services.desk import Desk
 from gateway.services.issuers import Issuers
@@ -18,20 +19,14 @@ from gateway.services.sessions import Sessions
 from gateway.services.tenants import Tenants
 from gateway.services.tickets import TicketRules, Tickets
 from gateway.services.tokens import SessionTokens, Signer
-from gateway.settings import (
-    DEFAULT_ALIAS,
-    DEFAULT_TENANT,
-    PersonaSettings,
-    Settings,
-    SettingsError,
-    TenantSettings,
-    TenantTables,
-)
+from gateway.settings import DEFAULT_ALIAS, DEFAULT_TENANT, Settings
 from gateway.store.embedded import running_url
 from gateway.store.redis import Redis
 from gateway.store.revocations import RedisRevocations
 from gateway.store.tenants import RedisKeys, RedisTenants
 from gateway.store.uses import RedisUses
+from gateway.tenant_options import PersonaSettings, TenantSettings
+from gateway.tenant_tables import TenantTables
 from gateway.upstream.key_sets import HttpKeySets
 
 

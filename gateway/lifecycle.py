@@ -21,14 +21,15 @@ from gateway.app import Gateway, build
 from gateway.core.errors import GatewayError
 from gateway.core.identity import TenantId
 from gateway.core.keys import KeyKind
-from gateway.options import normal_origin
 from gateway.secret_files import load as load_secrets
-from gateway.settings import Settings, SettingsError
+from gateway.sections import SettingsError
+from gateway.settings import Settings
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.facts import store_fault
 from gateway.store.keeper import keep
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import watch_loop
+from gateway.tenant_options import normal_origin
 from gateway.transports.edge import Closable
 from gateway.transports.refusals import EdgeRunner
 

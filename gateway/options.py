@@ -1,101 +1,21 @@
-"""The sections of the settings tree: every field with its unit, default, bounds and one line of documentation."""
+"""The sections of the settings tree but for tenants: every field with its unit, default, bounds and documentation."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-import uuid
 from collections.abc import Mapping
-from datetime import UTC, tzinfo
-from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
-from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec.structs import force_setattr
 
-from gateway.core.identity import ALIAS, DOORS, TENANT_ID, Door
-from gateway.core.issuers import ALGORITHMS
-from gateway.core.limits import BUDGET_MAX, CONCURRENT_TURNS_MAX, LIMIT_MAX, REQUESTS_PER_MIN_MAX
-from gateway.core.vendor_keys import DEFAULT_KEY, KEY_LABEL, RING_MAX, WEIGHT_MAX, KeyLabel, PlanLimit
+from gateway.core.vendor_keys import PlanLimit
+from gateway.sections import Count, Port, Seconds, Secret, Section, SettingsError, doc, normal_uuid, web_url
 from gateway.store_url import StoreUrl
-
-MASK = "********"
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be used. ``key`` is the name under which it was given, ``message`` says what to do."""
-
-    def __init__(self, key: str, message: str) -> None:
-        self.key = key
-        self.message = message
-        super().__init__(f"{key}: {message}")
-
-
-class Secret:
-    """A string that shows itself only when asked: masked in every repr, str, format and log."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        if not value:
-            raise ValueError("must not be empty")
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return f"Secret({MASK})"
-
-    def __str__(self) -> str:
-        return MASK
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-
-def doc(text: str, **bounds: Any) -> msgspec.Meta:
-    """Document a field, with bounds (``gt``, ``ge``, ``le``) that construction checks."""
-    return msgspec.Meta(description=text, **bounds)
-
-
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
-
-
-@cache
-def field_metas(kind: type[msgspec.Struct]) -> dict[str, tuple[msgspec.Meta, ...]]:
-    """Return the documentation and bounds of every field of a section."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: getattr(hints[name], "__metadata__", ()) for name in kind.__struct_fields__}
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A frozen part of the tree. Raises SettingsError, keyed by the field's name, when a value is nonsense."""
-
-    def __post_init__(self) -> None:
-        for name, metas in field_metas(type(self)).items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if not math.isfinite(value):
-                raise SettingsError(name, "must be a finite number")
-            for meta in metas:
-                if meta.gt is not None and not value > meta.gt:
-                    raise SettingsError(name, f"must be above {meta.gt:g}, not {value:g}")
-                if meta.ge is not None and not value >= meta.ge:
-                    raise SettingsError(name, f"must be at least {meta.ge}, not {value}")
-                if meta.le is not None and not value <= meta.le:
-                    raise SettingsError(name, f"must be at most {meta.le}, not {value}")
 
 
 def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -166,7 +86,7 @@ class ServerSettings(Section, frozen=True, kw_only=True):
         if self.port and self.port == self.internal_port and self.host == self.internal_host:
             raise SettingsError("internal_port", "must differ from the public port")
         if self.public_url is not None:
-            url = _web_url("public_url", self.public_url, ("https", "http"))
+            url = web_url("public_url", self.public_url, ("https", "http"))
             force_setattr(self, "public_url", url)
 
 
@@ -242,14 +162,14 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        force_setattr(self, "base_url", _web_url("base_url", self.base_url, ("https", "h2c")))
+        force_setattr(self, "base_url", web_url("base_url", self.base_url, ("https", "h2c")))
         if self.api_key is not None and self.api_key_file is not None:
             raise SettingsError("api_key_file", "is given together with api_key; give one of them")
         plan_limit(self.plan_limit)
         if self.breaker_rest_max_s < self.breaker_rest_s:
             raise SettingsError("breaker_rest_max_s", "must not be below breaker_rest_s")
         if self.persona_id is not None:
-            force_setattr(self, "persona_id", _uuid("persona_id", self.persona_id))
+            force_setattr(self, "persona_id", normal_uuid("persona_id", self.persona_id))
         for host in self.blob_hosts:
             if not re.fullmatch(r"[A-Za-z0-9.-]+(:\d+)?", host):
                 raise SettingsError("blob_hosts", f"{host!r} is not a host name")
@@ -357,238 +277,9 @@ class LoggingSettings(Section, frozen=True, kw_only=True):
     format: Annotated[Literal["json", "console", "auto"], doc("`auto`: console on a terminal, else JSON")] = "auto"
 
 
-class ScopeLimitSettings(Section, frozen=True, kw_only=True):
-    """What one of its kind may use. Unset: as the plan says, else the default; 0: no limit."""
-
-    requests_per_s: Annotated[
-        int | None, doc("Requests a second, each kind (turn, creation, read, score) by itself", ge=0, le=100_000)
-    ] = None
-    requests_per_min: Annotated[int | None, doc("Requests a minute, as above", ge=0, le=REQUESTS_PER_MIN_MAX)] = None
-    tokens_per_min: Annotated[int | None, doc("Tokens a minute, prompts included", ge=0, le=LIMIT_MAX)] = None
-    concurrent_turns: Annotated[int | None, doc("Turns that run at a time", ge=0, le=CONCURRENT_TURNS_MAX)] = None
-    tokens_per_day: Annotated[int | None, doc("Tokens a calendar day", ge=0, le=BUDGET_MAX)] = None
-    tokens_per_month: Annotated[int | None, doc("Tokens a calendar month", ge=0, le=BUDGET_MAX)] = None
-
-
-class LimitSettings(Section, frozen=True, kw_only=True):
-    """Limits and budgets ([limits](limits.md)): all must admit a request. A tenant's own win over its plan's."""
-
-    tenant: Annotated[ScopeLimitSettings, doc("The whole tenant")] = ScopeLimitSettings()
-    user: Annotated[ScopeLimitSettings, doc("Each user with a session of its own")] = ScopeLimitSettings()
-    anonymous: Annotated[ScopeLimitSettings, doc("Each anonymous visitor")] = ScopeLimitSettings()
-    app: Annotated[
-        ScopeLimitSettings, doc("Each visitor by a key of kind `app`; of this and `anonymous` the lower holds")
-    ] = ScopeLimitSettings()
-    persona: Annotated[ScopeLimitSettings, doc("Each persona")] = ScopeLimitSettings()
-    address: Annotated[ScopeLimitSettings, doc("Anonymous visitors of one network (/24, /56)")] = ScopeLimitSettings()
-    store_away: Annotated[
-        Literal["closed", "open"] | None,
-        doc("While Redis is away: `closed` refuses, `open` goes on under each worker's share; unset: `closed`"),
-    ] = None
-    away_share: Annotated[
-        float | None, doc("Share of each limit that one worker grants by itself then; unset: 0.25", gt=0, le=1)
-    ] = None
-
-
-class DisconnectSettings(Section, frozen=True, kw_only=True):
-    """What becomes of an answer when nobody reads it any more."""
-
-    policy: Annotated[
-        Literal["detach", "stop", "drain"],
-        doc("`detach`: goes on for the grace; `stop`: ends; `drain`: goes on to its end"),
-    ] = "detach"
-    grace_s: Annotated[float, doc("How long a detached answer goes on without a reader", ge=0)] = 120.0
-    after_grace: Annotated[Literal["stop", "drain"], doc("What happens after the grace")] = "stop"
-
-
-class PersonaSettings(Section, frozen=True, kw_only=True):
-    """A vendor persona behind an alias; browsers know only the alias."""
-
-    persona_id: Annotated[str, doc("The vendor's id (UUID)")]
-    persona_version_id: Annotated[str | None, doc("A version to pin (UUID)")] = None
-    replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        force_setattr(self, "persona_id", _uuid("persona_id", self.persona_id))
-        if self.persona_version_id is not None:
-            force_setattr(self, "persona_version_id", _uuid("persona_version_id", self.persona_version_id))
-        if not all(self.replacements):
-            raise SettingsError("replacements", "must not hold an empty name")
-
-
-class IssuerSettings(Section, frozen=True, kw_only=True):
-    """Tokens of a tenant's own that are accepted beside the gateway's: JWTs whose keys the issuer publishes (JWKS)."""
-
-    issuer: Annotated[str, doc("The `iss` claim, to the letter")]
-    audience: Annotated[str, doc("What the `aud` claim must be or hold")]
-    jwks_url: Annotated[str, doc("Where the issuer publishes its keys; `https://`, on this machine also `http://`")]
-    algorithms: Annotated[
-        tuple[Literal["RS256", "ES256", "EdDSA"], ...], doc("Signature algorithms that are accepted")
-    ] = ALGORITHMS
-    user_claim: Annotated[str, doc("The claim that is the user's id")] = "sub"
-    personas_claim: Annotated[
-        str | None, doc("The claim with persona aliases, a list or text with spaces; unset: all of the tenant's")
-    ] = None
-    leeway_s: Annotated[float, doc("How far the issuer's clock may be off", ge=0, le=60)] = 5.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("issuer", "audience", "user_claim"):
-            if not getattr(self, name).strip():
-                raise SettingsError(name, "must not be empty")
-        if not self.algorithms:
-            raise SettingsError("algorithms", "name at least one")
-        force_setattr(self, "jwks_url", _web_url("jwks_url", self.jwks_url, ("https", "http")))
-        parts = urlsplit(self.jwks_url)
-        if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
-            raise SettingsError("jwks_url", "must be https://: whoever can change the keys on their way can be anybody")
-
-
-class TenantSettings(Section, frozen=True, kw_only=True):
-    """One customer of the gateway."""
-
-    plan: Annotated[str | None, doc("One of `[plans]`, whose limits hold where none are set here")] = None
-    personas: Annotated[dict[str, PersonaSettings], doc("Personas by alias, at least one")]
-    origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
-    anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
-    timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
-    doors: Annotated[
-        tuple[Door, ...], doc("By which of `sse` and `websocket` answers may be followed; HTTP calls need none")
-    ] = DOORS
-    limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
-    disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
-    vendor_keys: Annotated[
-        tuple[str, ...], doc("Labels of the vendor keys that are used in turn, all of one workspace of the vendor's")
-    ] = (DEFAULT_KEY,)
-    weight: Annotated[
-        int, doc("Share of a vendor key for which several tenants wait, relative to theirs", ge=1, le=WEIGHT_MAX)
-    ] = 1
-    issuers: Annotated[dict[str, IssuerSettings], doc("Issuers of tokens of the tenant's own, by a name of yours")] = (
-        msgspec.field(default_factory=dict)
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.personas:
-            raise SettingsError("personas", "a tenant needs at least one persona")
-        for alias in self.personas:
-            if not ALIAS.fullmatch(alias):
-                raise SettingsError(f"personas.{alias}", f"an alias must match {ALIAS.pattern}")
-        force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
-        time_zone(self.timezone)
-        key_ring(self.vendor_keys)
-
-
-class DefaultTenantSettings(Section, frozen=True, kw_only=True):
-    """The tenant ``default`` with the persona alias ``default``, which exists when no ``[tenants]`` are written."""
-
-    origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
-    anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
-    replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
-    timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
-    doors: Annotated[
-        tuple[Door, ...], doc("By which of `sse` and `websocket` answers may be followed; HTTP calls need none")
-    ] = DOORS
-    limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
-    disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
-    vendor_keys: Annotated[
-        tuple[str, ...], doc("Labels of the vendor keys that are used in turn, all of one workspace of the vendor's")
-    ] = (DEFAULT_KEY,)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
-        time_zone(self.timezone)
-        key_ring(self.vendor_keys)
-
-
 def plan_limit(text: str | None) -> PlanLimit:
     """Return the plan limit that is written; raises SettingsError."""
     try:
         return PlanLimit.parse(text) if text is not None else PlanLimit()
     except ValueError as error:
         raise SettingsError("plan_limit", str(error)) from None
-
-
-def key_ring(labels: tuple[str, ...]) -> tuple[KeyLabel, ...]:
-    """Return the labels of a tenant's vendor keys; raises SettingsError."""
-    if not 1 <= len(labels) <= RING_MAX:
-        raise SettingsError("vendor_keys", f"name 1 to {RING_MAX} keys")
-    for label in labels:
-        if not KEY_LABEL.fullmatch(label):
-            raise SettingsError(
-                "vendor_keys", f"{label[:64]!r} is no label of a key; one must match {KEY_LABEL.pattern}"
-            )
-        if labels.count(label) > 1:
-            raise SettingsError("vendor_keys", f"names {label} more than once")
-    return tuple(KeyLabel(label) for label in labels)
-
-
-def time_zone(name: str) -> tzinfo:
-    """Return a time zone by its name in the IANA database; raises SettingsError."""
-    if name == "UTC":
-        return UTC  # known on a system without that database, too
-    try:
-        return ZoneInfo(name)
-    except (ValueError, OSError, ZoneInfoNotFoundError):
-        raise SettingsError("timezone", f"{name!r} is no time zone of this system's database (tzdata)") from None
-
-
-def check_tenant_id(tenant_id: str) -> None:
-    if not TENANT_ID.fullmatch(tenant_id):
-        raise SettingsError(f"tenants.{tenant_id}", f"a tenant's id must match {TENANT_ID.pattern}")
-
-
-def normal_origin(text: str) -> str:
-    """Return an origin as browsers send it (RFC 6454, 6.2): lower case, punycode, no default port.
-
-    Raises SettingsError.
-    """
-    try:
-        parts = urlsplit(text.strip())
-        host, port = parts.hostname or "", parts.port
-        if not host.isascii():
-            host = host.encode("idna").decode("ascii")
-    except ValueError:
-        raise SettingsError("origins", f"{text!r} is not scheme://host[:port]") from None
-    host = f"[{host}]" if ":" in host else host
-    scheme = parts.scheme
-    if "*" in text:
-        raise SettingsError("origins", f"{text!r} has a wildcard; list every origin by itself")
-    if not re.fullmatch(r"\[[0-9a-f:.]+\]|[a-z0-9._-]+", host) or not scheme or parts.username is not None:
-        raise SettingsError("origins", f"{text!r} is not scheme://host[:port]")
-    origin = f"{scheme}://{host}" + (
-        f":{port}" if port is not None and port != {"http": 80, "https": 443}.get(scheme) else ""
-    )
-    if parts.path or parts.query or parts.fragment or text.strip()[-1] in "/?#":
-        raise SettingsError("origins", f"{text!r} has more than an origin; write {origin!r}")
-    return origin
-
-
-def reason(error: Exception) -> str:
-    """Say in the system's words why a file could not be read."""
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
-
-
-def _uuid(field: str, text: str) -> str:
-    if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text):
-        raise SettingsError(field, f"{text!r} is not a UUID")
-    return str(uuid.UUID(text))
-
-
-def _web_url(field: str, text: str, schemes: tuple[str, ...]) -> str:
-    """Return the URL without a slash at its end."""
-    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError as error:
-        raise SettingsError(field, f"is not a URL: {error}") from None
-    if parts.username is not None or parts.password is not None:
-        raise SettingsError(field, "must not hold a user or a password")
-    if parts.scheme not in schemes or not parts.hostname:
-        raise SettingsError(field, f"must be {wanted}host[:port], not {text!r}")
-    if parts.query or parts.fragment or re.search(r"[\s\x00-\x1f]", text):
-        raise SettingsError(field, "must hold no query, fragment or space")
-    return text.rstrip("/")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gateway.options import MASK, ServerSettings, SessionSettings, SettingsError, reason
+from gateway.options import ServerSettings, SessionSettings
+from gateway.sections import MASK, SettingsError, reason
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,8 @@ from gateway.lifecycle import (
     store,
 )
 from gateway.secret_files import load as load_secrets
-from gateway.settings import Settings, SettingsError
+from gateway.sections import SettingsError
+from gateway.settings import Settings
 from gateway.slot import PublicPort, Slot
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.workers import WorkersMetrics, merge

@@ -21,8 +21,9 @@ from gateway.core.errors import GatewayError
 from gateway.core.identity import WorkerId
 from gateway.lifecycle import BACKLOG, HardDeadline, Stop, check_store, drain, drain_longest_s, own_origins, run_app
 from gateway.secret_files import load as load_secrets
+from gateway.sections import SettingsError
 from gateway.services.recovery import Recovery
-from gateway.settings import SettingsError, load
+from gateway.settings import load
 from gateway.telemetry.logging import configure
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import watch_loop

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from gateway import secret_files
+from gateway.options import ServerSettings, SessionSettings
 from gateway.secret_files import SecretKeys, load, read, read_or_make
-from gateway.settings import ServerSettings, SessionSettings, Settings, SettingsError
+from gateway.sections import SettingsError
+from gateway.settings import Settings
 
 STRONG = "0123456789abcdef" * 4
 

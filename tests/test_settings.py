@@ -12,20 +12,11 @@ from gateway import settings as settings_module
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
 from gateway.core.tenancy import Source
 from gateway.core.vendor_keys import DEFAULT_KEY, KeyLabel, PlanLimit
-from gateway.options import normal_origin
-from gateway.settings import (
-    Secret,
-    ServerSettings,
-    SessionSettings,
-    Settings,
-    SettingsError,
-    TurnSettings,
-    load,
-    parse_tenant,
-    read_tenants,
-    reference,
-    written,
-)
+from gateway.options import ServerSettings, SessionSettings, TurnSettings
+from gateway.sections import Secret, SettingsError, written
+from gateway.settings import Settings, load, reference
+from gateway.tenant_options import normal_origin
+from gateway.tenant_tables import parse_tenant, read_tenants
 
 PERSONA = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
 HOME = {"HOME": "/home/someone"}

@@ -12,10 +12,10 @@ from gateway.core.identity import Tenant, TenantId
 from gateway.core.keys import KeyRecord, KeyState, parse_key
 from gateway.core.plan import SCOPES, ScopeLimits
 from gateway.core.revocation import Revocation, Revoked
+from gateway.sections import written
 from gateway.services.auth import Auth
 from gateway.services.sessions import Sessions, checked_user
 from gateway.services.tenants import Enrolled, Tenants
-from gateway.settings import written
 
 NAMED_MAX: Final = 20  # tenants that an error lists
 

@@ -13,10 +13,11 @@ from gateway.core.identity import USER_ID_MAX_CHARS, Tenant, TenantId
 from gateway.core.keys import KeyKind, KeyRecord, parse_key
 from gateway.core.limits import CONCURRENT_TURNS_MAX, LIMIT_MAX, REQUESTS_PER_MIN_MAX
 from gateway.core.plan import ScopeLimits
-from gateway.options import SettingsError, normal_origin
+from gateway.sections import SettingsError
 from gateway.services.auth import Auth
 from gateway.services.tokens import SESSION_LIMITS, TOKEN_PREFIX, Grant, Session
 from gateway.telemetry.logging import event as log_event
+from gateway.tenant_options import normal_origin
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,13 @@ import msgspec
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import TENANT_ID, Tenant, TenantId
 from gateway.core.tenancy import Source, TenantStore
+from gateway.sections import SettingsError, written
 from gateway.services.registry import Registry
-from gateway.settings import LimitSettings, SettingsError, TenantSettings, TenantTables, parse_tenant, written
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
+from gateway.tenant_options import LimitSettings, TenantSettings
+from gateway.tenant_tables import TenantTables, parse_tenant
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from gateway.settings import TENANTS_FILE_MAX_BYTES, SettingsError, TenantTables, read_tenants
+from gateway.sections import SettingsError
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
+from gateway.tenant_tables import TENANTS_FILE_MAX_BYTES, TenantTables, read_tenants
 
 logger = logging.getLogger(__name__)
 

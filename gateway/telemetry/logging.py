@@ -19,7 +19,8 @@ from typing import Any, TextIO
 
 import msgspec
 
-from gateway.options import MASK, LoggingSettings, Secret
+from gateway.options import LoggingSettings
+from gateway.sections import MASK, Secret
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 TURN_ID: ContextVar[str | None] = ContextVar("turn_id", default=None)

@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 
 from gateway.core.identity import Tenant, TenantId
 from gateway.core.vendor_keys import DEFAULT_KEY, KEY_LABEL, KeyLabel
-from gateway.options import Secret, SettingsError, UpstreamSettings, reason
+from gateway.options import UpstreamSettings
+from gateway.sections import Secret, SettingsError, reason
 
 KEY_MAX_BYTES: Final = 4096  # a header must hold it
 

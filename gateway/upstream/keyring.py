@@ -16,7 +16,7 @@ from typing import Final
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import Tenant, TenantId
 from gateway.core.vendor_keys import KeyLabel
-from gateway.options import Secret, SettingsError
+from gateway.sections import Secret, SettingsError
 from gateway.telemetry.logging import conceal, throttled
 from gateway.telemetry.logging import event as log_event
 from gateway.upstream.key_files import KeyFiles, Stamp

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.options import Secret
+from gateway.sections import Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,11 @@ from gateway.core.identity import TenantId
 from gateway.core.tenancy import Source
 from gateway.services.registry import Registry
 from gateway.services.tenants import Tenants
-from gateway.settings import LimitSettings, ScopeLimitSettings, TenantTables, parse_tenant
 from gateway.store import tenants as store_module
 from gateway.store.tenants import TENANTS, RedisTenants
 from gateway.telemetry.metrics import Metrics
+from gateway.tenant_options import LimitSettings, ScopeLimitSettings
+from gateway.tenant_tables import TenantTables, parse_tenant
 
 PERSONA = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
 GOLD = LimitSettings(user=ScopeLimitSettings(requests_per_min=7))

@@ -13,8 +13,8 @@ import pytest
 
 from gateway.services import tenants_file as tenants_file_module
 from gateway.services.tenants_file import TenantsFile
-from gateway.settings import TENANTS_FILE_MAX_BYTES, TenantTables
 from gateway.telemetry.metrics import Metrics
+from gateway.tenant_tables import TENANTS_FILE_MAX_BYTES, TenantTables
 from tests.transports.client import eventually
 
 PERSONA = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.options import LoggingSettings, Secret
+from gateway.options import LoggingSettings
+from gateway.sections import Secret
 from gateway.telemetry import logging as logging_module
 from gateway.telemetry.logging import (
     CONCEALED_MAX,

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.options import LoggingSettings, Secret
+from gateway.options import LoggingSettings
+from gateway.sections import Secret
 from gateway.telemetry.logging import QUIET, configure
 from tests.conftest import VENDOR_KEY, Running, StartGateway
 from tests.transports.client import Client, eventually

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.core.identity import TenantId
 from gateway.core.keys import KeyKind
-from gateway.settings import SettingsError
+from gateway.sections import SettingsError
 from gateway.upstream import keyring
 from tests.conftest import PERSONA_ID, Running, StartGateway
 from tests.transports.client import Client, check_log, eventually, metric

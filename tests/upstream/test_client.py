@@ -16,7 +16,8 @@ from gateway.core.conversation import ConversationId, Feedback
 from gateway.core.errors import Code, GatewayError
 from gateway.core.turn import AnswerItem
 from gateway.core.vendor_keys import DEFAULT_KEY
-from gateway.options import Secret, UpstreamSettings
+from gateway.options import UpstreamSettings
+from gateway.sections import Secret
 from gateway.simulator.server import Simulator, SimulatorSettings
 from gateway.upstream import client as client_module
 from gateway.upstream import errors

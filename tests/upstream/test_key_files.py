@@ -9,7 +9,8 @@ import pytest
 
 from gateway.core.identity import Tenant, TenantId
 from gateway.core.vendor_keys import DEFAULT_KEY, KeyLabel
-from gateway.options import Secret, SettingsError, UpstreamSettings
+from gateway.options import UpstreamSettings
+from gateway.sections import Secret, SettingsError
 from gateway.upstream.key_files import KEY_MAX_BYTES, KeyFiles, labels_of
 
 ACME = KeyLabel("acme")

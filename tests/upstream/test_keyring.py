@@ -11,7 +11,8 @@ import pytest
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import Tenant, TenantId
 from gateway.core.vendor_keys import KeyLabel
-from gateway.options import SettingsError, UpstreamSettings
+from gateway.options import UpstreamSettings
+from gateway.sections import SettingsError
 from gateway.upstream.key_files import KeyFiles
 from gateway.upstream.keyring import LOOK_EVERY_S, REST_MAX_S, REST_MIN_S, Credential, KeyRing
 

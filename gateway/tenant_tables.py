@@ -1,0 +1,155 @@
+"""Tenants as they are written: tables of plans and tenants, read from a file, and the tenants that they make."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gateway.core.identity import Disconnect, DisconnectPolicy, Persona, Tenant, TenantId
+from gateway.core.issuers import Issuer
+from gateway.core.plan import Plan, ScopeLimits, StoreAway
+from gateway.sections import Section, SettingsError, build, reason
+from gateway.tenant_options import (
+    LimitSettings,
+    ScopeLimitSettings,
+    TenantSettings,
+    check_tenant_id,
+    key_ring,
+    time_zone,
+)
+
+TENANTS_FILE_MAX_BYTES: Final = 4_194_304
+
+
+class TenantTables(Section, frozen=True, kw_only=True):
+    """Tenants and the plans that they may have, as they are written in one place."""
+
+    plans: dict[str, LimitSettings] = msgspec.field(default_factory=dict)
+    tenants: dict[str, TenantSettings] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for tenant_id, tenant in self.tenants.items():
+            check_tenant_id(tenant_id)
+            try:
+                self.check_plan(tenant)
+            except SettingsError as error:
+                raise SettingsError(f"tenants.{tenant_id}.{error.key}", error.message) from None
+        claimed: dict[tuple[str, str], str] = {}
+        for tenant_id, tenant in self.tenants.items():
+            for name, issuer in tenant.issuers.items():
+                key = f"tenants.{tenant_id}.issuers.{name}"
+                other = claimed.setdefault((issuer.issuer, issuer.audience), key)
+                if other != key:  # whose user would it be?
+                    raise SettingsError(key, f"has the issuer and the audience of {other}")
+
+    def check_plan(self, tenant: TenantSettings) -> None:
+        """Raise SettingsError for a tenant whose plan is not among these."""
+        if tenant.plan is not None and tenant.plan not in self.plans:
+            raise SettingsError("plan", f"there is no [plans.{tenant.plan}]")
+
+    def tenant(self, tenant_id: TenantId, settings: TenantSettings) -> Tenant:
+        """Return the tenant that its settings and these plans make."""
+        plan = self.plans[settings.plan] if settings.plan is not None else LimitSettings()
+        return _tenant(tenant_id, settings, plan)
+
+
+def read_tenants(path: Path) -> TenantTables:
+    """Read a tenants file: ``[tenants.<id>]`` and ``[plans.<name>]`` as in the settings' own file, and nothing else.
+
+    Raises SettingsError, keyed by the file's name and the field. A file that names no tenant is refused: whoever writes
+    one anew has just begun.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(TENANTS_FILE_MAX_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(path.name, f"cannot be read: {reason(error)}") from None
+    if len(raw) > TENANTS_FILE_MAX_BYTES:
+        raise SettingsError(path.name, f"is larger than {TENANTS_FILE_MAX_BYTES} bytes")
+    try:
+        tables = build(TenantTables, tomllib.loads(raw.decode("utf-8")), "", path.parent)
+    except UnicodeDecodeError as error:
+        raise SettingsError(path.name, f"cannot be read: {reason(error)}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(path.name, f"is not valid TOML: {error}") from None
+    except RecursionError:
+        raise SettingsError(path.name, "is nested too deeply") from None
+    except SettingsError as error:
+        raise SettingsError(f"{path.name}: {error.key}", error.message) from None
+    if not tables.tenants:
+        raise SettingsError(path.name, "names no tenant")
+    return tables
+
+
+def parse_tenant(raw: object) -> TenantSettings:
+    """Read one tenant's table, as an operator gives it or the store keeps it; raises SettingsError with the field."""
+    try:
+        return build(TenantSettings, raw, "", Path())
+    except RecursionError:
+        raise SettingsError("", "is nested too deeply") from None
+
+
+def _plan(own: LimitSettings, plan: LimitSettings, zone: str) -> Plan:
+    """Join what a tenant sets, what its plan sets and the defaults, limit by limit."""
+
+    def scope(name: str) -> ScopeLimits:
+        levels = getattr(own, name), getattr(plan, name), getattr(Plan(), name)
+        return ScopeLimits(
+            **{
+                limit: next(value for level in levels if (value := getattr(level, limit)) is not None)
+                for limit in ScopeLimitSettings.__struct_fields__
+            }
+        )
+
+    return Plan(
+        tenant=scope("tenant"),
+        user=scope("user"),
+        anonymous=scope("anonymous"),
+        app=scope("app"),
+        persona=scope("persona"),
+        address=scope("address"),
+        zone=time_zone(zone),
+        store_away=StoreAway(own.store_away or plan.store_away or StoreAway.CLOSED),
+        away_share=own.away_share or plan.away_share or Plan().away_share,
+    )
+
+
+def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) -> Tenant:
+    return Tenant(
+        id=tenant_id,
+        personas={
+            alias: Persona(
+                alias=alias,
+                persona_id=persona.persona_id,
+                persona_version_id=persona.persona_version_id,
+                replacements=frozenset(persona.replacements),
+            )
+            for alias, persona in settings.personas.items()
+        },
+        issuers=tuple(
+            Issuer(
+                issuer=issuer.issuer,
+                audience=issuer.audience,
+                jwks_url=issuer.jwks_url,
+                algorithms=frozenset(issuer.algorithms),
+                user_claim=issuer.user_claim,
+                personas_claim=issuer.personas_claim,
+                leeway_s=issuer.leeway_s,
+            )
+            for issuer in settings.issuers.values()
+        ),
+        origins=frozenset(settings.origins),
+        anonymous=settings.anonymous,
+        doors=frozenset(settings.doors),
+        plan=_plan(settings.limits, plan, settings.timezone),
+        disconnect=Disconnect(
+            policy=DisconnectPolicy(settings.disconnect.policy),
+            grace_s=settings.disconnect.grace_s,
+            after_grace=DisconnectPolicy(settings.disconnect.after_grace),
+        ),
+        vendor_keys=key_ring(settings.vendor_keys),
+        weight=settings.weight,
+    )
