@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 from aiohttp import ClientSession, web
+from aiohttp.web_app import _cached_build_middleware
 
 from gateway.app import Gateway, build
 from gateway.core.identity import TenantId
@@ -99,6 +100,8 @@ async def start_gateway(store_url: str, tmp_path: Path) -> AsyncIterator[StartGa
         for key in client.scan_iter(match="hg:{_vendor.*}:gate*", count=1000):
             client.delete(key)
     async with contextlib.AsyncExitStack() as stack:
+        # aiohttp remembers the handlers of the last 1,024 routes with their applications: whole gateways that are gone.
+        stack.callback(_cached_build_middleware.cache_clear)
 
         async def start(
             *,
