@@ -99,3 +99,7 @@ class Principal:
     def external_user_id(self) -> str:
         """How the vendor knows this user (``externalUserId``)."""
         return f"{self.tenant.id}:{self.user_hash}"
+
+    def owns(self, owner: UserHash, persona: str) -> bool:
+        """Whether what was found in this tenant is this user's, and of a persona that the token reaches."""
+        return owner == self.user_hash and (self.personas is None or persona in self.personas)

@@ -25,14 +25,18 @@ EXACT_BELOW: Final = 2.0**53  # whole numbers from here on are not told apart by
 
 
 class Conversations:
-    """Every method checks that the conversation belongs to the principal; one that does not is not found."""
+    """Every method checks that the conversation belongs to the principal; one that does not is not found.
+
+    It is not found by the same steps, too: whoever asks for another's conversation has the vendor asked, as for one
+    that does not exist, so that neither the time nor the limits that are told give away that there is one.
+    """
 
     def __init__(self, store: ConversationStore, vendor: Vendor, admission: Admission, creations: Creations) -> None:
         self._store = store
         self._vendor = vendor
         self._admission = admission
         self._creations = creations
-        self._reads: dict[tuple[str, ConversationId], asyncio.Task[Conversation]] = {}
+        self._reads: dict[tuple[str, frozenset[str] | None, ConversationId], asyncio.Task[Conversation]] = {}
 
     async def create(
         self,
@@ -90,12 +94,17 @@ class Conversations:
     async def owned(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
         """Return the record, without messages where it is cached; raises GatewayError(not_found)."""
         found = await self._store.head(principal.tenant.id, conversation_id)
-        return self._checked(principal, found or await self._read_through(principal, conversation_id))
+        if found is not None and principal.owns(found.owner, found.persona):
+            return found
+        return await self._read_through(principal, conversation_id)
 
     async def get(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
         """Return the record with its transcript; raises GatewayError(not_found)."""
-        found = await self._store.get(principal.tenant.id, conversation_id)
-        return self._checked(principal, found or await self._read_through(principal, conversation_id))
+        head = await self._store.head(principal.tenant.id, conversation_id)
+        found = None
+        if head is not None and principal.owns(head.owner, head.persona):  # no other transcript is even read
+            found = await self._store.get(principal.tenant.id, conversation_id)
+        return found or await self._read_through(principal, conversation_id)
 
     async def list(self, principal: Principal, cursor: str | None, limit: int) -> tuple[list[Conversation], str | None]:
         """Return a page of the principal's conversations, the latest used first, and the next page's cursor."""
@@ -115,15 +124,9 @@ class Conversations:
             # One that left the cache, and that the vendor does not give now, must not hide the others.
             return Conversation(id=conversation_id, owner=principal.user_hash, persona="")
 
-    def _checked(self, principal: Principal, conversation: Conversation) -> Conversation:
-        allowed = principal.personas is None or conversation.persona in principal.personas
-        if conversation.owner != principal.user_hash or not allowed:
-            raise GatewayError(Code.NOT_FOUND)
-        return conversation
-
     async def _read_through(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
         """Bring a conversation from the vendor, once however many ask; only its owner's question is cached."""
-        key = (principal.external_user_id, conversation_id)
+        key = (principal.external_user_id, principal.personas, conversation_id)
         task = self._reads.get(key)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._read(principal, conversation_id))
@@ -139,9 +142,9 @@ class Conversations:
         if entry is None or entry.is_deleted or entry.external_user_id != principal.external_user_id:
             raise GatewayError(Code.NOT_FOUND)
         alias = principal.tenant.persona_named(entry.persona_id)
-        if alias is None:
+        conversation = _owned_by(principal, alias or "", entry, None)
+        if alias is None or not principal.owns(conversation.owner, conversation.persona):
             raise GatewayError(Code.NOT_FOUND)
-        conversation = _owned_by(principal, alias, entry, None)
         await self._store.put(principal.tenant.id, conversation)
         return conversation
 

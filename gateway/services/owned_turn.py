@@ -31,7 +31,7 @@ from gateway.core.events import (
     TurnFailed,
     TurnStopped,
 )
-from gateway.core.identity import Disconnect, Tenant, WorkerId
+from gateway.core.identity import Disconnect, Principal, Tenant, WorkerId
 from gateway.core.ledger import Settlement
 from gateway.core.turn import StopReason, TurnId, TurnState, Usage, estimate_usage
 from gateway.services.clock import timestamp
@@ -121,6 +121,9 @@ class OwnedTurn(ABC):
     def rescued(self) -> bool:
         """Whether another worker owned it before, which may have shown readers more than the log holds."""
         return self.epoch > 1
+
+    def is_of(self, principal: Principal) -> bool:
+        return self.tenant.id == principal.tenant.id and principal.owns(self.heading.owner, self.heading.persona)
 
     @property
     def stopping(self) -> bool:

@@ -240,19 +240,15 @@ class Subscriptions:
         position = after.position if after is not None else 0
         tenant = principal.tenant.id
         turn = self.roster.find(turn_id)
-        if turn is not None:
+        if turn is not None and turn.is_of(principal):  # another's is looked for in the store, as one unknown here
             heading = turn.heading
-            if turn.tenant.id != tenant or heading.owner != principal.user_hash:
-                raise GatewayError(Code.NOT_FOUND)
-            self._check_persona(principal, heading.persona)
             _check_conversation(heading.conversation_id, conversation_id)
             if position > turn.live.position and not turn.rescued and not await self._gone_on(turn):
                 raise _beyond()
             return Subscription(self, tenant, turn_id, heading.conversation_id, position, finished=False)
         record = await self._record(tenant, turn_id)
-        if record is None or record.owner != principal.user_hash:
+        if record is None or not principal.owns(record.owner, record.persona):
             raise GatewayError(Code.NOT_FOUND)
-        self._check_persona(principal, record.persona)
         _check_conversation(record.conversation_id, conversation_id)
         ended = record.state.ended
         if ended and not await self.log.read(tenant, turn_id, position, 1):
@@ -279,10 +275,6 @@ class Subscriptions:
             if record is None or record.state.ended:
                 return None
         return turn_id
-
-    def _check_persona(self, principal: Principal, alias: str) -> None:
-        if principal.personas is not None and alias not in principal.personas:
-            raise GatewayError(Code.NOT_FOUND)
 
     async def _record(self, tenant: TenantId, turn_id: TurnId) -> TurnRecord | None:
         """Read a record; just after an outage, wait for its owner to write it again: a reader gives up on a 404."""

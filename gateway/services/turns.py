@@ -130,11 +130,11 @@ class Turns:
         Raises GatewayError(not_found) for a turn that is not the principal's.
         """
         turn = self._roster.find(turn_id)
+        if turn is not None and not turn.is_of(principal):
+            turn = None  # to be looked for in the store, as one that is not here
         if turn is None:
             record = await self._log.record(principal.tenant.id, turn_id)
-            if record is None or record.owner != principal.user_hash:
-                raise GatewayError(Code.NOT_FOUND)
-            if principal.personas is not None and record.persona not in principal.personas:
+            if record is None or not principal.owns(record.owner, record.persona):
                 raise GatewayError(Code.NOT_FOUND)
             if record.state.ended:
                 return record.state
@@ -143,11 +143,6 @@ class Turns:
                 await self._recovery.recover(principal.tenant.id, turn_id)
                 turn = self._roster.find(turn_id)
         if turn is not None:
-            heading = turn.heading
-            if turn.tenant.id != principal.tenant.id or heading.owner != principal.user_hash:
-                raise GatewayError(Code.NOT_FOUND)
-            if principal.personas is not None and heading.persona not in principal.personas:
-                raise GatewayError(Code.NOT_FOUND)
             turn.stop(reason)
         return TurnState.STOPPING
 

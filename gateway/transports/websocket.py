@@ -275,6 +275,7 @@ class Socket:
         self, request_id: str | None, conversation_id: ConversationId, after: EventId | None
     ) -> None:
         """Follow a conversation's active and future turns, and first the rest of the turn that the cursor is of."""
+        await self._edge.conversations.owned(self.user, conversation_id)  # nobody watches another's, even for a moment
         fresh = await self._deliveries.watch(
             conversation_id
         )  # before the look at what is active: no turn begins unseen

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import time
+import uuid
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import msgspec
 import pytest
 
 from gateway.core.errors import WIRE, Code
-from tests.conftest import PERSONA_ID, SECRETS, Running, StartGateway
+from tests.conftest import PERSONA_ID, SECRETS, TENANT_TOML, Running, StartGateway
 from tests.transports.client import Answer, Client, check_log, metric
 from tests.transports.conftest import SignIn
 
@@ -330,14 +331,19 @@ async def test_things_of_others_are_not_found_at_every_door(start_gateway: Start
     assert check_log(await owner.replay(theirs["t"])).name == "turn.completed"
 
 
-async def test_guessing_ids_spends_the_callers_cap_and_not_the_vendors(running: Running, sign_in: SignIn) -> None:
-    """What another user has in the cache is refused without a call to the vendor."""
-    owner, stranger = await sign_in(running), await sign_in(running, "u2")
-    conversation = await owner.conversation()
-    before = running.simulator.state.requests
-    for _ in range(10):
-        assert (await stranger.call("GET", f"/v1/conversations/{conversation}")).status == 404
-    assert running.simulator.state.requests == before
+async def test_guessing_ids_spends_the_callers_cap_and_not_the_vendors(
+    start_gateway: StartGateway, sign_in: SignIn
+) -> None:
+    """The vendor is asked for another's conversation as for one that nobody has, while the caller's cap allows."""
+    tenant = f"t-{uuid.uuid4().hex[:12]}"
+    toml = TENANT_TOML.format(tenant=tenant, persona=PERSONA_ID).replace("requests_per_min = 0", "requests_per_min = 5")
+    running = await start_gateway(toml=toml.replace("limits.tenant = { requests_per_min = 5 }", ""))
+    conversation = await (await sign_in(running)).conversation()
+    for stranger, wanted in (("u2", conversation), ("u3", NOBODY)):
+        client, before = await sign_in(running, stranger), running.simulator.state.requests
+        statuses = [(await client.call("GET", f"/v1/conversations/{wanted}")).status for _ in range(10)]
+        assert statuses == [404] * 5 + [429] * 5
+        assert running.simulator.state.requests == before + 5
 
 
 # --- what was asked ---------------------------------------------------------------------------------------------------
