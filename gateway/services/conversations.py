@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -114,7 +115,10 @@ class Conversations:
 
     async def _listed(self, principal: Principal, conversation_id: ConversationId) -> Conversation | None:
         try:
-            return await self.owned(principal, conversation_id)
+            found = await self._store.head(principal.tenant.id, conversation_id)
+            # What the token is too narrow for is left out, and stays on the list of the user's other tokens.
+            found = found or await self._read_through(replace(principal, personas=None), conversation_id)
+            return found if principal.owns(found.owner, found.persona) else None
         except GatewayError as error:
             if error.code is Code.NOT_FOUND:
                 await self._store.unlist(principal.tenant.id, principal.user_hash, conversation_id)

@@ -96,6 +96,8 @@ async def test_session_for_one_persona_reaches_no_other(running: Running, sign_i
     assert (await narrow.call("GET", f"/v1/conversations/{other}")).status == 200
     listed = await narrow.call("GET", "/v1/conversations")
     assert [entry["id"] for entry in listed.body["data"]] == [other]
+    listed = await broad.call("GET", "/v1/conversations")
+    assert {entry["id"] for entry in listed.body["data"]} == {default, other}  # what is left out is not taken off
     refused = await narrow.call("POST", "/v1/conversations", {"persona": "default"})
     assert (refused.status, refused.body["code"]) == (422, "persona_unknown")
     for method, path, body in (
