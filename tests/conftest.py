@@ -25,10 +25,57 @@ from gateway.store.embedded import EmbeddedValkey
 from gateway.store.redis import Redis
 from gateway.store.tenants import TENANTS, RedisTenants
 from gateway.transports.refusals import EdgeRunner
+from tests.spills import Spills
+from tests.strays import strays
 
 PERSONA_ID = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
 VENDOR_KEY = "vendor-key-that-must-never-leave-the-gateway"
 SECRETS = SecretKeys(pepper=b"pepper-of-the-tests-32-bytes-long", signing_key=b"signing-key-of-the-tests-32-bytes")
+
+# --- what a whole run must not leave: each process looks on, the one that started them all fails --------------------
+
+spills = Spills(
+    {"the vendor key": VENDOR_KEY.encode(), "the pepper": SECRETS.pepper, "the signing key": SECRETS.signing_key}
+)
+FINDINGS = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FINDINGS] = []
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        return  # the tests run in processes of their own
+    spills.watch()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Look through what is left, and tell it to the process that reports; there, fail if anything was found."""
+    config, findings = session.config, session.config.stash[FINDINGS]
+    factory: pytest.TempPathFactory | None = getattr(config, "_tmp_path_factory", None)
+    if session.testscollected and factory is not None and not config.pluginmanager.has_plugin("dsession"):
+        directory = factory.getbasetemp()
+        spills.search_files(directory)
+        findings += spills.found
+        findings += [f"the stray key {key!r} in {log}" for key, log in strays(directory).items()]
+        told: dict[str, object] | None = getattr(config, "workeroutput", None)
+        if told is not None:
+            told["findings"] = findings
+    if findings:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take in what a process of the run has found."""
+    node.config.stash[FINDINGS] += getattr(node, "workeroutput", {}).get("findings", ())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for finding in config.stash[FINDINGS]:
+        terminalreporter.line(f"FOUND {finding}", red=True)
+
+
+# --- fixtures ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +84,8 @@ def store_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
     loop = asyncio.new_event_loop()
     valkey = EmbeddedValkey(tmp_path_factory.mktemp("valkey"))
     loop.run_until_complete(valkey.open())
+    with redis.Redis.from_url(valkey.url) as client:
+        client.config_set("auto-aof-rewrite-percentage", 0)  # its log is read when the run is over
     try:
         yield valkey.url
     finally:

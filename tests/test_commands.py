@@ -415,7 +415,7 @@ personas.default.persona_id = "{PERSONA_ID}"
             out, err = await command.finish()
         assert command.process.returncode == 1
         assert "tenants.acme.vendor_keys: key acme-2" in err
-        (keys / "acme-2").write_text(f"{VENDOR_KEY}-2\n")
+        (keys / "acme-2").write_text("another-vendor-key\n")
         async with run(tmp_path, "check", "--config", str(config), **environ) as command:
             out, err = await command.finish()
         assert command.process.returncode == 0, out + err

@@ -151,14 +151,14 @@ async def test_owner_killed_successor_that_comes_at_once_has_the_data(data_dir: 
     owner, pid = await start_owner(data_dir)
     url = running_url(data_dir)
     assert url is not None
-    assert await ask(url, "SET kept yes") == "+OK"
+    assert await ask(url, "SET test:kept yes") == "+OK"
     owner.kill()
     await owner.wait()
     valkey = EmbeddedValkey(data_dir)
     await valkey.open()
     try:
         assert await gone(pid)
-        assert await ask(valkey.url, "GET kept") == "yes"
+        assert await ask(valkey.url, "GET test:kept") == "yes"
     finally:
         await valkey.aclose()
 
@@ -168,7 +168,7 @@ async def test_orphan_is_ended_by_the_next_owner(data_dir: Path, monkeypatch: py
     monkeypatch.setattr(embedded, "LAUNCH", embedded.LAUNCH.replace("ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)", "pass"))
     orphan = EmbeddedValkey(data_dir)
     await orphan.open()
-    assert await ask(orphan.url, "SET kept yes") == "+OK"
+    assert await ask(orphan.url, "SET test:kept yes") == "+OK"
     pid, lock = pid_of(orphan), orphan._lock
     assert lock is not None
     os.close(lock)  # as if its owner had died
@@ -176,7 +176,7 @@ async def test_orphan_is_ended_by_the_next_owner(data_dir: Path, monkeypatch: py
     await successor.open()
     assert not alive(pid)
     assert "exited with status 0" in await orphan.died
-    assert await ask(successor.url, "GET kept") == "yes"
+    assert await ask(successor.url, "GET test:kept") == "yes"
     await successor.aclose()
 
 
@@ -237,14 +237,14 @@ async def test_restart_keeps_socket_data_and_lock(data_dir: Path, server: Server
     url, lock = valkey.url, valkey._lock
     try:
         for n in range(3):
-            assert await ask(url, f"SET kept-{n} yes") == "+OK"
+            assert await ask(url, f"SET test:kept-{n} yes") == "+OK"
             os.kill(pid_of(valkey), signal.SIGKILL)
             await valkey.died
             with pytest.raises(EmbeddedError, match="in use by another gateway"):
                 await EmbeddedValkey(data_dir, servers=[server]).open()
             await valkey.restart()
             assert (valkey.url, running_url(data_dir), valkey._lock) == (url, url, lock)
-            assert [await ask(url, f"GET kept-{k}") for k in range(n + 1)] == ["yes"] * (n + 1)
+            assert [await ask(url, f"GET test:kept-{k}") for k in range(n + 1)] == ["yes"] * (n + 1)
             assert not valkey.died.done()
         pid = pid_of(valkey)
     finally:
@@ -291,7 +291,7 @@ async def test_restart_that_fails_may_be_tried_again_or_closed(data_dir: Path, s
     """Data that cannot be loaded is told in the server's words; once it can, the same owner goes on."""
     valkey = EmbeddedValkey(data_dir, servers=[server])
     await valkey.open()
-    await ask(valkey.url, "SET kept yes")
+    await ask(valkey.url, "SET test:kept yes")
     (manifest,) = (data_dir / "valkey" / "appendonlydir").glob("*.manifest")
     good = manifest.read_bytes()
     os.kill(pid_of(valkey), signal.SIGKILL)
@@ -304,7 +304,7 @@ async def test_restart_that_fails_may_be_tried_again_or_closed(data_dir: Path, s
         assert valkey._lock is not None
     manifest.write_bytes(good)
     await valkey.restart()
-    assert await ask(valkey.url, "GET kept") == "yes"
+    assert await ask(valkey.url, "GET test:kept") == "yes"
     os.kill(pid_of(valkey), signal.SIGKILL)
     await valkey.died
     manifest.write_text("nonsense\n")
@@ -480,12 +480,12 @@ async def test_data_goes_to_a_server_that_can_read_it(data_dir: Path) -> None:
     redis, valkey = (next(s for s in SERVERS if s.product == product) for product in ("redis", "valkey"))
     first = EmbeddedValkey(data_dir, servers=[redis])
     await first.open()
-    await ask(first.url, "SET kept yes")
+    await ask(first.url, "SET test:kept yes")
     await first.aclose()
     for servers in ([valkey], [redis, valkey]):
         later = EmbeddedValkey(data_dir, servers=servers)
         await later.open()
-        assert await ask(later.url, "GET kept") == "yes"
+        assert await ask(later.url, "GET test:kept") == "yes"
         await later.aclose()
     with pytest.raises(EmbeddedError, match=f"written by {valkey}"):
         await EmbeddedValkey(data_dir, servers=[redis]).open()

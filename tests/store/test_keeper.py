@@ -102,11 +102,11 @@ async def test_keep_restarts_under_connected_clients_and_then_gives_up(
     monkeypatch.setattr(keeper, "PAUSE_S", 0.01)
     valkey = await own_server()
     client = open_redis(valkey.url, timeout_s=1.0)
-    await client.call("SET", "kept", "yes")
+    await client.call("SET", "test:kept", "yes")
     keeping = asyncio.create_task(keep(valkey))
     for _ in range(RESTARTS_MAX):
         await killed(valkey)
-        assert await answered(client, "kept", valkey) == b"yes"
+        assert await answered(client, "test:kept", valkey) == b"yes"
     await killed(valkey)
     with pytest.raises(EmbeddedError, match=r"gave up after 5 restarts: .* status -9"):
         await asyncio.wait_for(keeping, 10)
