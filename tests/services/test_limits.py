@@ -26,6 +26,7 @@ from gateway.core.turn import StopReason, TurnId, Usage
 from gateway.services import turns as turns_module
 from gateway.services.admission import TOLD, Told
 from gateway.services.allowance import CHUNK_TOKENS
+from gateway.services.turns import Started
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.redis import Keys
 from tests.services.billing import BillingVendor
@@ -178,9 +179,17 @@ class Storm:
             turn_id = (await starting).turn_id
             self.questions[turn_id] = question
             if fate == "busy":
-                await asyncio.gather(
-                    *(one.start(conversation, principal=user) for one in self.stages), return_exceptions=True
+                others = [str(uuid.uuid4()) for _ in self.stages]
+                outcomes = await asyncio.gather(
+                    *(
+                        one.start(conversation, other, principal=user)
+                        for one, other in zip(self.stages, others, strict=True)
+                    ),
+                    return_exceptions=True,
                 )
+                for outcome, other in zip(outcomes, others, strict=True):
+                    if isinstance(outcome, Started):  # the first had ended by then
+                        self.questions[outcome.turn_id] = other
             await asyncio.sleep(random.random() * 0.02)
             turn = stage.turns.find(turn_id)
             if fate == "hand over" and turn is not None:
