@@ -28,6 +28,13 @@ class Dialect(Protocol):
     def close(self) -> None: ...
 
 
+class FrameDialect(Protocol):
+    """Takes the messages of one turn; ``take`` returns True at its end."""
+
+    def take(self, payload: bytes, now_ns: int) -> bool: ...
+    def close(self) -> None: ...
+
+
 class NativeSse:
     """The gateway's server-sent events."""
 
@@ -90,6 +97,20 @@ class VendorItems:
 
     def close(self) -> None:
         self._reading.close(has_ending=False)
+
+
+class VendorFrames:
+    """The vendor's items in messages, as the bare relay sends them; an empty one ends the turn."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._items = VendorItems(reading)
+
+    def take(self, payload: bytes, now_ns: int) -> bool:
+        self._items.feed(payload)
+        return not payload
+
+    def close(self) -> None:
+        self._items.close()
 
 
 class _Frame(msgspec.Struct):

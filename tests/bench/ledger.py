@@ -25,9 +25,11 @@ class Tally:
         self.events = 0
         self.delays_ns = array("q")
         self.first_tokens_ns = array("q")
+        self.answered = 0  # turns whose response headers have come
         self.waiting = 0  # turns whose first event has come
         self.streaming = 0  # turns whose first delta has come
         self.turns = 0  # that ended
+        self.barren = 0  # turns that were over before a delta had come
         self.lost = 0
         self.duplicated = 0
         self.faults: Counter[str] = Counter()
@@ -111,6 +113,7 @@ class Reading:
         """The turn's stream is over. ``has_ending`` says whether its dialect tells of endings."""
         tally = self._tally
         tally.turns += 1
+        tally.barren += not self._next
         tally.lost += max(0, self._events - self._next)
         if has_ending and self._endings != 1:
             tally.faults[f"{self._endings} endings"] += 1

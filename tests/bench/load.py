@@ -1,8 +1,9 @@
 """The load generator: one process that holds all clients of a phase. ``python -m tests.bench.load``, told by lines.
 
-Reads a Plan from standard input, opens what it needs and says ``ready``; then it is led by words: ``start`` the turns
-(it says ``waiting`` when each has its first event and ``steady`` when each has its first delta), ``begin`` and ``end``
-the recording, ``finish`` (let turns end, start none, print the result).
+Reads a Plan from standard input, opens what it needs and says ``ready``; then it is led by words: ``connect`` (it says
+``connected`` when each seat has its connection, which ``start`` does as well), ``start`` the turns (it says ``waiting``
+when each has its first event and ``steady`` when each has its first delta), ``begin`` and ``end`` the recording,
+``finish`` (let turns end, start none, print the result).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import gc
 import json
 import sys
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -19,16 +20,29 @@ import aiohttp
 import msgspec
 
 from gateway.upstream.pool import Pool
-from tests.bench.dialects import NativeSse, VendorItems
+from tests.bench.dialects import NativeFrames, NativeSse, VendorFrames, VendorItems
 from tests.bench.ledger import Tally
 from tests.bench.process import fast_loop
-from tests.bench.seats import DirectSeat, HttpSeat, Seat, SocketSeat, post_request, upgrade_request
+from tests.bench.seats import (
+    DirectSeat,
+    FollowingSeat,
+    HttpSeat,
+    Seat,
+    ShownSeat,
+    SocketSeat,
+    follow_request,
+    post_request,
+    upgrade_request,
+)
 
 POLL_S: Final = 0.02
+STUCK_S: Final = 50.0  # after the ramp; less than the benchmark waits
 SETUP_CONNECTIONS: Final = 8
 PERSONA_ID: Final = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
 
-Route = Literal["direct", "sse", "ws", "relay"]
+# The vendor itself, the gateway over SSE and over WebSocket, then what has only HTTP/1.1 to its source: relays of the
+# vendor's items over SSE and over WebSocket, and of OpenAI's chunks over SSE.
+Route = Literal["direct", "sse", "ws", "relay", "relay-ws", "openai"]
 
 
 class Plan(msgspec.Struct, kw_only=True):
@@ -36,13 +50,14 @@ class Plan(msgspec.Struct, kw_only=True):
 
     route: Route
     url: str
-    key: str  # the vendor's for direct, the tenant's secret key for the gateway
+    key: str  # the vendor's for direct, the tenant's secret key for the gateway, or what a proxy asks for
     ca_file: str | None = None
     streams: int
     events: int
     message: str
     ramp_s: float
     repeat: bool
+    readers: int = 1  # of each turn; more than one over SSE from the gateway only
 
 
 class Load:
@@ -55,6 +70,7 @@ class Load:
         self.over = asyncio.Event()
         self._seats: list[Seat] = []
         self._sockets: Sequence[HttpSeat | SocketSeat] = ()
+        self._followers: list[FollowingSeat] = []
         self._running = 0
         self._pool: Pool | None = None
 
@@ -63,20 +79,14 @@ class Load:
         match self.plan.route:
             case "direct":
                 await self._open_direct()
-            case "relay":
-                body = json.dumps({"message": self.plan.message}).encode()
-                host = urlsplit(self.plan.url).netloc
-                request = post_request(host, "/", "none", body)
-                self._sockets = [
-                    HttpSeat(self.tally, self.plan.events, self._turn_over, request, VendorItems)
-                    for _ in range(self.plan.streams)
-                ]
+            case "relay" | "openai" | "relay-ws":
+                self._open_relay()
             case "sse" | "ws":
                 await self._open_gateway()
 
     async def start(self) -> None:
         """Connect the seats, then begin a turn in each, spread over the ramp."""
-        await self._connect()
+        await self.connect()
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
         for number, seat in enumerate(self._seats):
@@ -85,13 +95,13 @@ class Load:
             seat.begin()
 
     async def aclose(self) -> None:
-        for seat in self._seats:
+        for seat in (*self._seats, *self._followers):
             seat.leave()
         if self._pool is not None:
             await self._pool.aclose()
 
     def _turn_over(self, seat: Seat) -> None:
-        if self.plan.repeat and not self.finishing:
+        if self.plan.repeat and not self.finishing and not isinstance(seat, FollowingSeat):
             asyncio.get_running_loop().call_soon(seat.begin)
             return
         self._running -= 1
@@ -102,6 +112,34 @@ class Load:
         self.finishing = True
         if self._running == 0:
             self.over.set()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether each turn has its first event, or, of a dialect without one before the answer, its headers."""
+        tally, streams = self.tally, self.plan.streams * self.plan.readers
+        seen = tally.waiting if self.plan.route in ("sse", "ws") else tally.answered
+        return seen >= streams or self.steady
+
+    @property
+    def steady(self) -> bool:
+        """Whether each turn has its first delta, or will have none."""
+        return self.tally.streaming + self.tally.barren >= self.plan.streams * self.plan.readers
+
+    def _open_relay(self) -> None:
+        plan = self.plan
+        host = urlsplit(plan.url).netloc
+        common = (self.tally, plan.events, self._turn_over)
+        if plan.route == "relay-ws":
+            upgrade = upgrade_request(host, "/ws", plan.key)
+            command = {"message": plan.message}
+            self._sockets = [SocketSeat(*common, upgrade, command, VendorFrames) for _ in range(plan.streams)]
+            return
+        path, asked = "/", dict[str, Any](message=plan.message)
+        if plan.route == "openai":
+            path = "/v1/chat/completions"
+            asked = {"model": "bench", "stream": True, "messages": [{"role": "user", "content": plan.message}]}
+        request = post_request(host, path, plan.key, json.dumps(asked).encode())
+        self._sockets = [HttpSeat(*common, request, VendorItems) for _ in range(plan.streams)]
 
     async def _open_direct(self) -> None:
         plan = self.plan
@@ -142,25 +180,47 @@ class Load:
         common = (self.tally, plan.events, self._turn_over)
         if plan.route == "ws":
             self._sockets = [
-                SocketSeat(*common, upgrade_request(host, token), one, plan.message) for token, one in places
+                SocketSeat(
+                    *common,
+                    upgrade_request(host, "/v1/ws", token),
+                    {"type": "turn.start", "conversation_id": one, "message": plan.message},
+                    NativeFrames,
+                )
+                for token, one in places
             ]
             return
         body = json.dumps({"message": plan.message}).encode()
-        self._sockets = [
-            HttpSeat(*common, post_request(host, f"/v1/conversations/{one}/turns", token, body), NativeSse)
-            for token, one in places
-        ]
+        requests = [post_request(host, f"/v1/conversations/{one}/turns", token, body) for token, one in places]
+        if plan.readers == 1:
+            self._sockets = [HttpSeat(*common, request, NativeSse) for request in requests]
+            return
+        shown = [ShownSeat(*common, request, NativeSse) for request in requests]
+        for seat, (token, _) in zip(shown, places, strict=True):
+            request = follow_request(host, token)
+            followers = [FollowingSeat(*common, request, NativeSse) for _ in range(plan.readers - 1)]
+            seat.shown = self._show_to(followers)
+            self._followers += followers
+        self._sockets = shown
 
-    async def _connect(self) -> None:
+    def _show_to(self, followers: Sequence[FollowingSeat]) -> Callable[[bytes], None]:
+        def show(turn_id: bytes) -> None:
+            self._running += len(followers)
+            for follower in followers:
+                follower.follow(turn_id)
+
+        return show
+
+    async def connect(self) -> None:
         loop = asyncio.get_running_loop()
         host, _, port = urlsplit(self.plan.url).netloc.rpartition(":")
+        seats = [*self._sockets, *self._followers]
 
         async def connect_one(number: int) -> None:
-            seat = self._sockets[number]
+            seat = seats[number]
             await loop.create_connection(lambda: seat, host, int(port))
             await seat.opened
 
-        await _few_at_a_time(connect_one, len(self._sockets))
+        await _few_at_a_time(connect_one, len(seats))
         self._seats += self._sockets
 
 
@@ -206,12 +266,21 @@ def _say(word: str) -> None:
 
 async def _follow(load: Load) -> None:
     """Say once when every turn has its first event, and once when every turn has its first delta."""
-    while load.tally.waiting < load.plan.streams and load.tally.streaming < load.plan.streams:
-        await asyncio.sleep(POLL_S)
-    _say("waiting")
-    while load.tally.streaming < load.plan.streams:
-        await asyncio.sleep(POLL_S)
-    _say("steady")
+    tally, within_s = load.tally, load.plan.ramp_s + STUCK_S
+    try:
+        async with asyncio.timeout(within_s):
+            while not load.waiting:
+                await asyncio.sleep(POLL_S)
+        _say("waiting")
+        async with asyncio.timeout(within_s):
+            while not load.steady:
+                await asyncio.sleep(POLL_S)
+        _say("steady")
+    except TimeoutError:
+        _say(
+            f"stuck: of {load.plan.streams * load.plan.readers} turns {tally.answered} were answered, {tally.waiting} "
+            f"have an event, {tally.streaming} a delta, {tally.turns} ended, faults {dict(tally.faults)}"
+        )
 
 
 async def run() -> None:
@@ -227,6 +296,9 @@ async def run() -> None:
     try:
         while line := await reader.readline():
             match line.strip():
+                case b"connect":
+                    await load.connect()
+                    _say("connected")
                 case b"start":
                     tasks |= {loop.create_task(load.start()), loop.create_task(_follow(load))}
                 case b"begin":

@@ -8,13 +8,15 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from tests.bench.load import Route
-from tests.bench.process import Child, cpu_s, machine_busy_s, resident_bytes
-from tests.bench.stack import Stack, expect
+from tests.bench.load import Plan, Route
+from tests.bench.process import Child, cpu_of_all_s, machine_busy_s, resident_bytes
+from tests.bench.stack import expect
 
 STARTS_PER_S: Final = 100.0  # turns begin so fast, on beats of their own, as people do
 SETTLE_S: Final = 0.5
@@ -31,16 +33,49 @@ class Work(msgspec.Struct, kw_only=True, frozen=True):
     rate_per_s: float
     events_per_turn: int | None  # None: each stream's turn lasts the whole phase
     seconds: float
+    starts_per_s: float = STARTS_PER_S
+    readers: int = 1  # of each turn
 
     @property
     def ramp_s(self) -> float:
-        return max(1 / self.rate_per_s, self.streams / STARTS_PER_S)
+        return max(1 / self.rate_per_s, self.streams / self.starts_per_s)
 
     @property
     def events(self) -> int:
         if self.events_per_turn is not None:
             return self.events_per_turn
         return math.ceil((self.ramp_s + SETTLE_S + self.seconds + SLACK_S) * self.rate_per_s)
+
+
+class Rig(Protocol):
+    """What stands between the clients and the vendor, as a phase sees it."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the logs of what a phase starts go."""
+
+    def groups(self, route: Route) -> dict[str, list[int]]:
+        """The pids whose CPU time counts on a route, by the name of their part, as they are now."""
+
+    def remembering(self, route: Route) -> list[int]:
+        """The pids whose memory a stream costs."""
+
+    def plan(
+        self,
+        route: Route,
+        *,
+        streams: int,
+        events: int,
+        message: str,
+        ramp_s: float,
+        repeat: bool,
+        readers: int = 1,
+    ) -> Plan: ...
+
+    def clients(self, plan: Plan) -> AbstractAsyncContextManager[Child]: ...
+
+    async def metrics(self) -> dict[str, float]:
+        """The gateway's, where it is one."""
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -76,32 +111,38 @@ class _Mark:
     def __init__(self, groups: dict[str, list[int]]) -> None:
         self.at_s = time.monotonic()
         self.busy_s = machine_busy_s()
-        self.cpu_s = {name: sum(map(cpu_s, pids)) for name, pids in groups.items()}
+        self.cpu_s = {name: cpu_of_all_s(pids) for name, pids in groups.items()}
 
 
-async def measure(stack: Stack, route: Route, work: Work, beside: Sequence[str] = ()) -> Figures:
+async def measure(stack: Rig, route: Route, work: Work, beside: Sequence[str] = ()) -> Figures:
     """Run one phase; ``beside`` is a command that runs while it is recorded, such as a profiler."""
-    message = f"#clock #tokens={work.events}"
+    message = f"#clock #tokens={work.events} #rate={work.rate_per_s:g}"
     repeat = work.events_per_turn is not None
     plan = stack.plan(
-        route, streams=work.streams, events=work.events, message=message, ramp_s=work.ramp_s, repeat=repeat
+        route,
+        streams=work.streams,
+        events=work.events,
+        message=message,
+        ramp_s=work.ramp_s,
+        repeat=repeat,
+        readers=work.readers,
     )
     through_gateway = route in ("sse", "ws")
     async with stack.clients(plan) as load:
-        groups = stack.groups(route) | {"clients": [load.pid]}
         load.tell("start")
         await expect(load, "waiting", within_s=work.ramp_s + FINISH_S)
         await expect(load, "steady", within_s=work.ramp_s + FINISH_S)
         await asyncio.sleep(SETTLE_S)
         counts = await stack.metrics() if through_gateway else {}
         load.tell("begin")
-        begin = _Mark(groups)
+        begin = _Mark(stack.groups(route) | {"clients": [load.pid]})
         if beside:
             async with Child("profiler", [*beside], stack.directory / "profiler.log") as profiler:
                 await profiler.ended(within_s=work.seconds + FINISH_S)
         else:
             await asyncio.sleep(work.seconds)
         load.tell("end")
+        groups = stack.groups(route) | {"clients": [load.pid]}
         end = _Mark(groups)
         resident_kib = {name: sum(map(resident_bytes, pids)) / 1024 for name, pids in groups.items()}
         if through_gateway:
@@ -142,7 +183,7 @@ def _figures(
     )
 
 
-async def warm_up(stack: Stack, route: Route) -> None:
+async def warm_up(stack: Rig, route: Route) -> None:
     """Let the gateway import, connect and allocate what its first turns need, before its memory is read."""
     plan = stack.plan(
         route, streams=WARM_UP_STREAMS, events=3, message="#clock #tokens=3 #rate=50", ramp_s=0.1, repeat=False
@@ -155,25 +196,38 @@ async def warm_up(stack: Stack, route: Route) -> None:
 
 
 class Waiting(msgspec.Struct, kw_only=True):
-    """The gateway's memory before, and while every stream waits for its first token."""
+    """The memory before, and while every stream waits for its first token or every socket for anything."""
 
     idle_kib: float
     waiting_kib: float
 
 
-async def wait_idle(stack: Stack, route: Route, work: Work) -> Waiting:
+async def wait_idle(stack: Rig, route: Route, work: Work) -> Waiting:
     """Open every stream on answers that do not begin yet, and read the gateway's memory."""
     delay_s = work.ramp_s + WAITING_S
     message = f"#clock #tokens=1 #delay={delay_s:g}"
     plan = stack.plan(route, streams=work.streams, events=1, message=message, ramp_s=work.ramp_s, repeat=False)
     async with stack.clients(plan) as load:
-        idle = sum(map(resident_bytes, stack.gateway_pids))
+        idle = sum(map(resident_bytes, stack.remembering(route)))
         load.tell("start")
         await expect(load, "waiting", within_s=delay_s + FINISH_S)
-        waiting = sum(map(resident_bytes, stack.gateway_pids))
+        waiting = sum(map(resident_bytes, stack.remembering(route)))
         await expect(load, "steady", within_s=delay_s + FINISH_S)
         await _finish(load, work)
     return Waiting(idle_kib=idle / 1024, waiting_kib=waiting / 1024)
+
+
+async def hold_sockets(stack: Rig, route: Route, count: int) -> Waiting:
+    """Open so many WebSockets on which nothing happens, and read the memory."""
+    plan = stack.plan(route, streams=count, events=1, message="", ramp_s=0.0, repeat=False)
+    async with stack.clients(plan) as load:
+        idle = sum(map(resident_bytes, stack.remembering(route)))
+        load.tell("connect")
+        await expect(load, "connected", within_s=FINISH_S)
+        await asyncio.sleep(SETTLE_S)
+        held = sum(map(resident_bytes, stack.remembering(route)))
+        await _finish(load, None)
+    return Waiting(idle_kib=idle / 1024, waiting_kib=held / 1024)
 
 
 async def _finish(load: Child, work: Work | None) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, Self
 
@@ -24,11 +25,20 @@ class ProcessDied(Exception):
 class Child:
     """One process. Use as an async context manager: leaving it ends the process, whatever happened inside."""
 
-    def __init__(self, name: str, command: list[str], log: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        log: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        directory: Path | None = None,
+    ) -> None:
         self.name = name
         self.log = log
         self._command = command
         self._environ = environ
+        self._directory = directory
         self._process: asyncio.subprocess.Process
 
     @property
@@ -43,6 +53,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=self._environ,
+                cwd=self._directory,
                 limit=_LINE_LIMIT_BYTES,
                 start_new_session=True,  # Ctrl-C reaches the benchmark alone, which then ends them in order
             )
@@ -81,6 +92,11 @@ class Child:
         assert self._process.stdin is not None
         self._process.stdin.write(word.encode() + b"\n")
 
+    def expect_alive(self) -> None:
+        """Raise ProcessDied with the end of its log if it has ended."""
+        if self._process.returncode is not None:
+            raise ProcessDied(f"{self.name} ended\n{self._log_tail()}")
+
     async def ended(self, *, within_s: float) -> None:
         """Wait until it ends by itself."""
         async with asyncio.timeout(within_s):
@@ -99,19 +115,29 @@ def fast_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     return asyncio.new_event_loop
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time that a process and its ended threads have used, user and system, in steps of 10 ms (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
 def cpu_clock_s(pid: int) -> float:
-    """The same in steps of a nanosecond, for windows in which 10 ms count (the clock of clock_getcpuclockid(3))."""
+    """CPU time that a process and its ended threads have used, user and system (clock_getcpuclockid(3))."""
     return time.clock_gettime(~pid << 3 | 2)
 
 
+def cpu_of_all_s(pids: Iterable[int]) -> float:
+    """The same of several processes, with what their ended children had used (in ticks, proc(5)).
+
+    A process that has ended since it was found counts with its parent, which has waited for it.
+    """
+    used = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used += cpu_clock_s(pid) + (int(fields[13]) + int(fields[14])) / TICKS_PER_S
+    return used
+
+
 def resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+    """Memory of a process; none of one that has ended."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+    return 0
 
 
 def children(pid: int) -> list[int]:
@@ -127,6 +153,19 @@ def children(pid: int) -> list[int]:
         level = {one for one, parent in parents.items() if parent in level}
         found += level
     return found
+
+
+def tree(pid: int) -> list[int]:
+    """A process and every one below it."""
+    return [pid, *children(pid)]
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on, for programs that must be told theirs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def machine_busy_s() -> float:

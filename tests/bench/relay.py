@@ -1,6 +1,8 @@
 """The baseline: a bare aiohttp relay. One handler loop passes the source's bytes to the client, and that is all.
 
-``python -m tests.bench.relay SOURCE_URL``. No credential, no log, no parsing, no TLS: what any gateway has on top.
+``python -m tests.bench.relay SOURCE_URL``: ``POST /`` streams over HTTP, on ``GET /ws`` every text message is such a
+request and every piece of the answer a message, the last one empty. No credential, no log, no parsing, no TLS: what
+any gateway has on top.
 """
 
 from __future__ import annotations
@@ -29,8 +31,24 @@ async def serve(source_url: str) -> None:
             await response.write_eof()
             return response
 
+    async def relay_socket(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(compress=False)
+        await socket.prepare(request)
+        async for message in socket:
+            async with http.post(source_url, data=message.data) as answer:
+                async for piece in answer.content.iter_any():
+                    await socket.send_frame(piece, message.type)
+            await socket.send_frame(b"", message.type)
+        return socket
+
     app = web.Application()
     app.router.add_post("/", relay)
+    app.router.add_get("/ws", relay_socket)
+    await listen(app, http)
+
+
+async def listen(app: web.Application, http: ClientSession | None = None) -> None:
+    """Serve until cancelled."""
     site_runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await site_runner.setup()
     try:
@@ -39,7 +57,8 @@ async def serve(source_url: str) -> None:
         await asyncio.Event().wait()
     finally:
         await site_runner.cleanup()
-        await http.close()
+        if http is not None:
+            await http.close()
 
 
 def announce(port: int) -> None:

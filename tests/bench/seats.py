@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import struct
 import time
 from base64 import b64encode
@@ -13,10 +14,11 @@ from typing import Final, Protocol, cast
 
 from gateway.upstream.errors import UpstreamError
 from gateway.upstream.pool import Pool, Stream
-from tests.bench.dialects import Dialect, NativeFrames, VendorItems
+from tests.bench.dialects import Dialect, FrameDialect, VendorItems
 from tests.bench.ledger import Reading, Tally
 
 _OPEN_S: Final = 30.0
+_TURN_ID: Final = re.compile(rb"\r\nx-turn-id: ([0-9a-f-]{36})", re.IGNORECASE)
 
 
 class Seat(Protocol):
@@ -60,6 +62,7 @@ class _SocketSeat(asyncio.Protocol):
         self._running = False
         if fault is not None:
             self.tally.faults[fault] += 1
+            self.tally.barren += 1
         self._over(cast("Seat", self))
 
 
@@ -99,6 +102,7 @@ class HttpSeat(_SocketSeat):
                 self._end_turn(f"HTTP {status.decode()}")
                 return
             self._in_head = False
+            self._answered(data[:stop])
             data = data[stop + 4 :]
         at, length, body, ended = 0, len(data), b"", False
         while at < length:
@@ -119,6 +123,43 @@ class HttpSeat(_SocketSeat):
             self._dialect.close()
             self._end_turn(None)
 
+    def _answered(self, head: bytes) -> None:
+        self.tally.answered += 1
+
+
+class ShownSeat(HttpSeat):
+    """Tells of each turn that it starts, so that others can follow it."""
+
+    shown: Callable[[bytes], None]
+
+    def _answered(self, head: bytes) -> None:
+        super()._answered(head)
+        found = _TURN_ID.search(head)
+        if found is None:
+            self.tally.faults["answer without a turn id"] += 1
+        else:
+            self.shown(found[1])
+
+
+class FollowingSeat(HttpSeat):
+    """Follows a turn that another seat has started."""
+
+    def follow(self, turn_id: bytes) -> None:
+        self._request = self._follow_request % turn_id
+        self.begin()
+
+    def __init__(
+        self,
+        tally: Tally,
+        events: int,
+        over: Callable[[Seat], None],
+        request: bytes,
+        dialect: Callable[[Reading], Dialect],
+    ) -> None:
+        """``request`` has a %b for the turn."""
+        super().__init__(tally, events, over, b"", dialect)
+        self._follow_request = request
+
 
 class SocketSeat(_SocketSeat):
     """Holds a WebSocket (RFC 6455) and starts its turns over it."""
@@ -129,15 +170,13 @@ class SocketSeat(_SocketSeat):
         events: int,
         over: Callable[[Seat], None],
         upgrade: bytes,
-        conversation_id: str,
-        message: str,
+        command: dict[str, str],
+        dialect: Callable[[Reading], FrameDialect],
     ) -> None:
         super().__init__(tally, events, over)
         self._upgrade = upgrade
-        self._command = _frame(
-            1,
-            json.dumps({"type": "turn.start", "conversation_id": conversation_id, "message": message}).encode(),
-        )
+        self._command = _frame(1, json.dumps(command).encode())
+        self._make = dialect
         self._in_head = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -146,7 +185,7 @@ class SocketSeat(_SocketSeat):
 
     def begin(self) -> None:
         self._running = True
-        self._dialect = NativeFrames(Reading(self.tally, self._events))
+        self._dialect = self._make(Reading(self.tally, self._events))
         self._write(self._command)
 
     def data_received(self, data: bytes) -> None:
@@ -246,12 +285,20 @@ class DirectSeat:
         self._over(self)
 
 
-def upgrade_request(host: str, token: str) -> bytes:
+def upgrade_request(host: str, path: str, token: str) -> bytes:
     key = b64encode(os.urandom(16)).decode()
     return (
-        f"GET /v1/ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
         f"Sec-WebSocket-Protocol: hyperleap.chat.v1, hgt.{token}\r\n\r\n"
+    ).encode()
+
+
+def follow_request(host: str, token: str) -> bytes:
+    """A request with a %b for the turn."""
+    return (
+        f"GET /v1/turns/%b/events HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n"
+        "Accept: text/event-stream\r\n\r\n"
     ).encode()
 
 

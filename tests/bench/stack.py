@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from tests.bench.load import PERSONA_ID, Plan, Route
-from tests.bench.process import Child, children
+from tests.bench.process import Child, ProcessDied, children, tree
 
 VENDOR_KEY: Final = "bench-vendor-key"
 READY_S: Final = 60.0
@@ -46,23 +46,42 @@ class Stack:
         if route == "relay":
             assert self.source is not None
             assert self.relay is not None
-            return {"relay": [self.relay.pid], "source": [self.source.pid]}
+            return {"relay": tree(self.relay.pid), "source": [self.source.pid]}
         groups = {"simulator": [self.simulator.pid]}
         if route != "direct":
-            groups |= {"gateway": self.gateway_pids, "valkey": self.store_pids}
+            groups |= {"gateway": self.gateway_pids, "valkey": self._of_store}
         return groups
 
     @property
     def gateway_pids(self) -> list[int]:
         """The gateway and what it started, without its store."""
-        return [self.gateway.pid, *(pid for pid in children(self.gateway.pid) if pid not in self.store_pids)]
+        of_store = self._of_store
+        return [pid for pid in tree(self.gateway.pid) if pid not in of_store]
 
-    def plan(self, route: Route, *, streams: int, events: int, message: str, ramp_s: float, repeat: bool) -> Plan:
+    @property
+    def _of_store(self) -> list[int]:
+        """The store, which forks to rewrite its file."""
+        return [pid for store in self.store_pids for pid in tree(store)]
+
+    def remembering(self, route: Route) -> list[int]:
+        return self.gateway_pids
+
+    def plan(
+        self,
+        route: Route,
+        *,
+        streams: int,
+        events: int,
+        message: str,
+        ramp_s: float,
+        repeat: bool,
+        readers: int = 1,
+    ) -> Plan:
         match route:
             case "direct":
                 url, key = self.simulator_url, VENDOR_KEY
             case "relay":
-                url, key = self.relay_url, ""
+                url, key = self.relay_url, "none"
             case _:
                 url, key = self.facts["GATEWAY_URL"], self.facts["GATEWAY_SECRET_KEY"]
         return Plan(
@@ -75,6 +94,7 @@ class Stack:
             message=message,
             ramp_s=ramp_s,
             repeat=repeat,
+            readers=readers,
         )
 
     async def metrics(self) -> dict[str, float]:
@@ -90,17 +110,26 @@ class Stack:
 
     @asynccontextmanager
     async def clients(self, plan: Plan) -> AsyncIterator[Child]:
-        """Start the clients of one phase; they are ready when this is entered."""
-        command = [sys.executable, "-m", "tests.bench.load"]
-        async with Child("clients", command, self.directory / "clients.log", clean_environ()) as load:
-            load.tell(msgspec.json.encode(plan).decode())
-            await expect(load, "ready")
+        async with clients(plan, self.directory) as load:
             yield load
 
 
+@asynccontextmanager
+async def clients(plan: Plan, directory: Path) -> AsyncIterator[Child]:
+    """Start the clients of one phase; they are ready when this is entered."""
+    command = [sys.executable, "-m", "tests.bench.load"]
+    async with Child("clients", command, directory / "clients.log", clean_environ()) as load:
+        load.tell(msgspec.json.encode(plan).decode())
+        await expect(load, "ready")
+        yield load
+
+
 async def expect(load: Child, word: str, *, within_s: float = READY_S) -> None:
-    """Wait for a word of the load generator."""
-    said = (await load.line(within_s=within_s)).decode().strip()
+    """Wait for a word of the load generator; raises ProcessDied that names the word."""
+    try:
+        said = (await load.line(within_s=within_s)).decode().strip()
+    except ProcessDied as died:
+        raise ProcessDied(f"no {word!r}: {died}") from None
     if said != word:
         raise AssertionError(f"the clients said {said[:200]!r} instead of {word!r}")
 
