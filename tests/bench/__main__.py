@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import shlex
 import signal
 import sys
 from collections.abc import Coroutine
@@ -18,6 +19,9 @@ from tests.bench import admit as admit_bench
 from tests.bench import layouts as layouts_bench
 from tests.bench import profile as profiler
 from tests.bench import survive as survive_bench
+from tests.bench.compare import proxies, shapes
+from tests.bench.compare import run as compare_bench
+from tests.bench.compare.contenders import CONTENDERS
 from tests.bench.phase import Work, measure, wait_idle, warm_up
 from tests.bench.process import ProcessDied, fast_loop
 from tests.bench.report import Report
@@ -78,6 +82,61 @@ def turn(
         json_path.write_bytes(report.as_json())
     if report.summary["lost"] or report.summary["duplicated"] or report.summary["faults"]:
         sys.exit(1)
+
+
+@main.command()
+@click.option("--short", is_flag=True, help="A few seconds, the gateway against the bare relay; 1 when past a bound.")
+@click.option("--rounds", type=click.IntRange(1, 20), help="Each of fresh processes [3; 2 if short].")
+@click.option("--seconds", type=click.FloatRange(0.5, 120), help="Of each window [5; 2 if short].")
+@click.option("--shape", "shape_names", type=click.Choice(shapes.NAMES), multiple=True, help="May be repeated [all].")
+@click.option("--contender", "names", type=click.Choice(CONTENDERS), multiple=True, help="May be repeated [all].")
+@click.option("--litellm", type=click.Path(path_type=Path), help="The virtual environment that LiteLLM is in.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write table, plot and raw data there.")
+def compare(
+    short: bool,
+    rounds: int | None,
+    seconds: float | None,
+    shape_names: tuple[str, ...],
+    names: tuple[str, ...],
+    litellm: Path | None,
+    out: Path | None,
+) -> None:
+    """Set the gateway beside relays and proxies, in one run on this machine.
+
+    Exit status 1 means that a short run's ratio is past its bound, 2 that the gateway lost, repeated or got wrong
+    something, or that something could not be measured.
+    """
+    _raise_open_files()
+    chosen = shapes.shapes(shape_names or (shapes.SHORT if short else shapes.NAMES), seconds or (2.0 if short else 5.0))
+    only = {*names, *compare_bench.SHORT} if names or short else None
+    programs, missing = ([], []) if short else proxies.installed(litellm)
+    try:
+        with asyncio.Runner() as runner:
+            comparison = runner.run(
+                _until_terminated(
+                    compare_bench.compare(
+                        chosen,
+                        only,
+                        programs,
+                        missing,
+                        rounds or (2 if short else 3),
+                        shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]]),
+                        lambda words: click.echo(words, err=True),
+                    )
+                )
+            )
+    except ProcessDied as error:
+        raise click.ClickException(str(error)) from None
+    except asyncio.CancelledError:
+        sys.exit(143)
+    click.echo(comparison.document(chosen))
+    if out is not None:
+        comparison.write(out, chosen)
+    past, broken = comparison.past_bounds() if short else [], comparison.broken()
+    for words in (*past, *broken):
+        click.echo(words, err=True)
+    if past or broken:
+        sys.exit(1 if past else 2)
 
 
 @main.command()
