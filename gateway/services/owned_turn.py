@@ -19,6 +19,7 @@ from gateway.core.conversation import Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import (
     ENDING_STATE,
+    Append,
     Ending,
     Entry,
     EventLog,
@@ -186,7 +187,7 @@ class OwnedTurn(ABC):
             live = self.live
             try:
                 await self._ports.log.hand_over(
-                    self.tenant.id, self.turn_id, self.epoch, live.saved_position, live.unsaved()
+                    self.tenant.id, Append(self.turn_id, self.epoch, live.saved_position, live.unsaved())
                 )
                 log_event(logger, logging.INFO, "turn.handed_over", turn_id=self.turn_id, tenant=self.tenant.id)
             except (GatewayError, Fenced, LogBehind, LogLost) as error:  # then its lease runs out

@@ -10,6 +10,7 @@ import msgspec
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.events import (
     ENDING_STATE,
+    Append,
     Appended,
     Claim,
     Entry,
@@ -132,28 +133,25 @@ class RedisEventLog:
         )
 
     async def append(
-        self, tenant: TenantId, turn_id: TurnId, epoch: int, after: int, entries: Sequence[Entry]
-    ) -> Appended:
-        _, stop, workers = await self._append(tenant, turn_id, epoch, self._lease_ms, after, entries)
-        followers = [WorkerId(worker.decode()) for worker in workers] if workers else ()
-        return Appended(StopReason(text(stop) or "") if stop else None, followers)
+        self, tenant: TenantId, appends: Sequence[Append]
+    ) -> Sequence[Appended | Fenced | LogBehind | LogLost]:
+        replies = await self._append(tenant, self._lease_ms, appends)
+        return [_appended(reply, append.turn_id) for reply, append in zip(replies, appends, strict=True)]
 
-    async def hand_over(
-        self, tenant: TenantId, turn_id: TurnId, epoch: int, after: int, entries: Sequence[Entry]
-    ) -> None:
-        await self._append(tenant, turn_id, epoch, -1, after, entries)
+    async def hand_over(self, tenant: TenantId, append: Append) -> None:
+        (reply,) = await self._append(tenant, -1, (append,))
+        _check_written(reply, append.turn_id)
 
-    async def _append(
-        self, tenant: TenantId, turn_id: TurnId, epoch: int, lease_ms: int, after: int, entries: Sequence[Entry]
-    ) -> Sequence[Any]:
-        keys = Keys(tenant)
-        arguments: list[Argument] = [epoch, lease_ms, after]
-        _extend(arguments, entries)
-        reply: Sequence[Any] = await self._redis.run(
-            APPEND, (keys.turn(turn_id), keys.log(turn_id), keys.followers(turn_id)), arguments
-        )
-        _check_written(reply, turn_id)
-        return reply
+    async def _append(self, tenant: TenantId, lease_ms: int, appends: Sequence[Append]) -> Sequence[Any]:
+        of = Keys(tenant)
+        keys: list[str] = []
+        arguments: list[Argument] = [lease_ms]
+        for turn_id, epoch, follows, entries in appends:
+            keys += (of.turn(turn_id), of.log(turn_id), of.followers(turn_id))
+            arguments += (epoch, follows, len(entries))
+            _extend(arguments, entries)
+        replies: Sequence[Any] = await self._redis.run(APPEND, keys, arguments)
+        return replies
 
     async def finish(
         self,
@@ -267,6 +265,16 @@ class RedisEventLog:
 
     async def request_stop(self, tenant: TenantId, turn_id: TurnId, reason: StopReason) -> None:
         await self._redis.run(REQUEST_STOP, (Keys(tenant).turn(turn_id),), (reason, turn_id, INBOX))
+
+
+def _appended(reply: Sequence[Any], turn_id: TurnId) -> Appended | Fenced | LogBehind | LogLost:
+    try:
+        _check_written(reply, turn_id)
+    except (Fenced, LogBehind, LogLost) as error:
+        return error
+    _, stop, workers = reply
+    followers = [WorkerId(worker.decode()) for worker in workers] if workers else ()
+    return Appended(StopReason(text(stop) or "") if stop else None, followers)
 
 
 def _check_written(reply: Sequence[Any], turn_id: TurnId) -> None:

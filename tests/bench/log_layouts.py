@@ -8,7 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from gateway.core.conversation import Conversation, ConversationId, Message
-from gateway.core.events import Appended, Entry, Fenced, Heading, LogBehind, LogLost, TurnStarted, advance, is_ending
+from gateway.core.events import (
+    Append,
+    Appended,
+    Entry,
+    Fenced,
+    Heading,
+    LogBehind,
+    LogLost,
+    TurnStarted,
+    advance,
+    is_ending,
+)
 from gateway.core.identity import UserHash, WorkerId
 from gateway.core.turn import StopReason, TurnId
 from gateway.protocol.native import encode_data
@@ -86,7 +97,10 @@ class Streams:
         assert claim.outcome == "started"
 
     async def append(self, turn_id: TurnId, entries: Sequence[Entry], *, epoch: int = EPOCH) -> Appended:
-        return await self._log.append(TENANT, turn_id, epoch, _followed(entries), entries)
+        (answer,) = await self._log.append(TENANT, [Append(turn_id, epoch, _followed(entries), entries)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def append_due(self, due: Sequence[Due]) -> Sequence[Appended | BaseException]:
         return await _each(self, due)

@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.core.conversation import Conversation, ConversationId, Feedback, Message, VendorConversation
 from gateway.core.errors import GatewayError
-from gateway.core.events import Entry, EventId, Heading, MessageStarted, TextDelta
+from gateway.core.events import Append, Entry, EventId, Heading, MessageStarted, TextDelta
 from gateway.core.gate import MINUTE_US
 from gateway.core.identity import (
     Disconnect,
@@ -460,7 +460,7 @@ class Stage:
         for text in texts:
             position += len(text)
             entries.append(Entry(position, TextDelta(text)))
-        await self.log.append(self.tenant.id, turn_id, 1, 1, entries)
+        await self.log.append(self.tenant.id, [Append(turn_id, 1, 1, entries)])
         await self.until_unleased(turn_id)
         return conversation_id, turn_id
 

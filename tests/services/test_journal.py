@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import Appended, Entry, Fenced, LogBehind, LogLost, MessageCitations, TextDelta, TurnStarted
+from gateway.core.events import (
+    Append,
+    Appended,
+    Entry,
+    Fenced,
+    LogBehind,
+    LogLost,
+    MessageCitations,
+    TextDelta,
+    TurnStarted,
+)
 from gateway.core.identity import TenantId, WorkerId
 from gateway.core.turn import StopReason, TurnId
-from gateway.services.journal import Journal, JournalEntry
+from gateway.services.journal import TOGETHER_MAX, Journal, JournalEntry
 from gateway.services.live_log import LiveLog
 from gateway.store.event_log import RedisEventLog
 from tests.services.stage import until
@@ -32,37 +44,47 @@ class PlayedLog(RedisEventLog):
     """
 
     def __init__(self) -> None:
+        self.calls: list[list[TurnId]] = []
         self.appends: list[tuple[TurnId, int, list[Entry]]] = []
         self.stored: dict[TurnId, list[Entry]] = {}
         self.lost: set[TurnId] = set()
-        self.failure: Exception | None = None
+        self.failure: GatewayError | Fenced | None = None
+        self.poison: set[TurnId] = set()
         self.stop: str | None = None
         self.followers: Sequence[WorkerId] = ()
         self.gate: asyncio.Event | None = None
-        self.under_way = 0
+        self.under_way: Counter[TurnId] = Counter()
         self.most_under_way = 0
 
     async def append(
-        self, tenant: TenantId, turn_id: TurnId, epoch: int, after: int, entries: Sequence[Entry]
-    ) -> Appended:
+        self, tenant: TenantId, appends: Sequence[Append]
+    ) -> Sequence[Appended | Fenced | LogBehind | LogLost]:
         assert tenant == TENANT
-        self.appends.append((turn_id, epoch, list(entries)))
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.calls.append([append.turn_id for append in appends])
+        self.appends += [(append.turn_id, append.epoch, list(append.entries)) for append in appends]
+        turns = Counter(append.turn_id for append in appends)
+        self.under_way += turns
+        self.most_under_way = max(self.most_under_way, *self.under_way.values())
         try:
             if self.gate is not None:
                 await self.gate.wait()
-            if self.failure is not None:
-                raise self.failure
+            if isinstance(self.failure, GatewayError) or self.poison & set(turns):
+                raise self.failure or ValueError("a mistake of ours")
         finally:
-            self.under_way -= 1
+            self.under_way -= turns
+        return [self._append_one(append) for append in appends]
+
+    def _append_one(self, append: Append) -> Appended | Fenced | LogBehind | LogLost:
+        turn_id = append.turn_id
+        if isinstance(self.failure, Fenced):
+            return self.failure
         if turn_id in self.lost:
-            raise LogLost(turn_id)
+            return LogLost(turn_id)
         stored = self.stored.setdefault(turn_id, [started(turn_id)])
         last = stored[-1].position if stored else 0
-        if entries and last < after:
-            raise LogBehind(turn_id, last)
-        stored += [entry for entry in entries if entry.position > last]
+        if append.entries and last < append.after:
+            return LogBehind(turn_id, last)
+        stored += [entry for entry in append.entries if entry.position > last]
         return Appended(StopReason(self.stop) if self.stop else None, self.followers)
 
     @property
@@ -138,10 +160,43 @@ async def test_journal_saves_turns_of_one_interval_in_the_same_tick(log: PlayedL
     log.gate = asyncio.Event()
     for owner in owners:
         owner.say("x")
-    await until(lambda: log.under_way >= 1)
-    assert log.under_way >= 10  # all of them, or two groups when they fall on both sides of a beat
+    await until(lambda: log.under_way.total() >= 1)
+    assert log.under_way.total() >= 10  # all of them, or two groups when they fall on both sides of a beat
     log.gate.set()
     await until(lambda: len(log.appends) == 20)
+    for owner in owners:
+        await journal.close(owner.entry)
+
+
+async def test_journal_saves_turns_of_a_tick_in_few_calls(log: PlayedLog) -> None:
+    """Turns that are saved in one tick share calls, each of a bounded number of turns, and none is left out."""
+    journal = Journal(log, interval_s=30, heartbeat_s=30)
+    owners = [Owner(journal, log, f"t{number}") for number in range(2 * TOGETHER_MAX + 3)]
+    for owner in owners:
+        owner.cite()
+    await until(lambda: not any(owner.live.holding for owner in owners))
+    assert [len(call) for call in log.calls] == [TOGETHER_MAX, TOGETHER_MAX, 3]
+    assert sorted(turn for call in log.calls for turn in call) == sorted(owner.live.turn_id for owner in owners)
+    for owner in owners:
+        await journal.close(owner.entry)
+
+
+async def test_journal_saves_the_neighbours_of_a_turn_that_cannot_be_written(
+    log: PlayedLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake of ours about one turn keeps no other from being saved, and is in the log."""
+    journal = Journal(log, interval_s=30, heartbeat_s=30)
+    owners = [Owner(journal, log, f"t{number}") for number in range(3)]
+    log.poison.add(owners[1].live.turn_id)
+    with caplog.at_level(logging.ERROR):
+        for owner in owners:
+            owner.cite()
+        await until(lambda: not (owners[0].live.holding or owners[2].live.holding))
+    assert owners[1].live.holding
+    assert any(record.msg == "append.crashed" for record in caplog.records)
+    log.poison.clear()
+    owners[1].cite()
+    await until(lambda: not owners[1].live.holding)
     for owner in owners:
         await journal.close(owner.entry)
 
@@ -162,7 +217,7 @@ async def test_journal_makes_one_append_a_turn_at_a_time(log: PlayedLog) -> None
     for char in "Hello":
         owner.say(char)
         await asyncio.sleep(0.01)
-    assert log.under_way == 1
+    assert log.under_way.total() == 1
     log.gate.set()
     owner.say("!")
     await until(lambda: log.text == "Hello!")
@@ -225,14 +280,14 @@ async def test_journal_close_waits_for_the_append_under_way(log: PlayedLog) -> N
     owner = Owner(Journal(log, interval_s=0.01, heartbeat_s=0.03), log)
     log.gate = asyncio.Event()
     owner.say("Hello")
-    await until(lambda: log.under_way == 1)
+    await until(lambda: log.under_way.total() == 1)
     closing = asyncio.ensure_future(owner.journal.close(owner.entry))
     await asyncio.sleep(0)
     assert not closing.done()
     log.stop = "user"
     log.gate.set()
     await closing
-    assert log.under_way == 0
+    assert log.under_way.total() == 0
     assert owner.stops == []
     count = len(log.appends_of("t1"))
     owner.say("late")
@@ -250,7 +305,7 @@ async def test_journal_passes_on_who_follows(log: PlayedLog) -> None:
         log.followers, log.gate = followers, asyncio.Event()
         owner.say("x")
         before_s = loop.time()
-        await until(lambda: log.under_way == 1)
+        await until(lambda: log.under_way.total() == 1)
         asked_s = loop.time()
         log.gate.set()
         await until(lambda: owner.live.unsaved() == [])
@@ -337,7 +392,7 @@ async def test_journal_close_while_it_learns_of_a_loss_leaves_the_rest_to_the_en
     await until(lambda: log.text == "Hello")
     log.gate = asyncio.Event()
     owner.say(" world")
-    await until(lambda: log.under_way == 1)
+    await until(lambda: log.under_way.total() == 1)
     if loss == "record":
         log.lost.add(owner.live.turn_id)
     else:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.conversation import Conversation, ConversationId, Message
-from gateway.core.events import ENDING_STATE, Appended, Claim, Ending, Entry, Heading, TurnCompleted, advance
+from gateway.core.events import ENDING_STATE, Append, Appended, Claim, Ending, Entry, Heading, TurnCompleted, advance
 from gateway.core.identity import TenantId, UserHash, WorkerId
 from gateway.core.ledger import Settlement, Source
 from gateway.core.turn import TurnId, Usage
@@ -111,7 +111,11 @@ class Bench:
 
     async def append(self, turn: TurnId, *entries: Entry, epoch: int = 1, follows: int | None = None) -> Appended:
         """Append entries that follow each other; ``follows`` is where they do, unless the first tells."""
-        return await self.log.append(self.tenant, turn, epoch, _begin(entries) if follows is None else follows, entries)
+        append = Append(turn, epoch, _begin(entries) if follows is None else follows, entries)
+        (answer,) = await self.log.append(self.tenant, [append])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def finish(
         self,

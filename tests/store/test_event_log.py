@@ -9,10 +9,12 @@ import pytest
 
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.events import (
+    Append,
     Appended,
     Claim,
     Entry,
     Fenced,
+    LogBehind,
     LogLost,
     MessageCitations,
     MessageStarted,
@@ -182,6 +184,35 @@ async def test_append_to_an_ended_or_unknown_turn_is_fenced(bench: Bench) -> Non
             await bench.append(target, Entry(3, TextDelta("x")))
     assert [entry.position for entry in await bench.all(turn)] == [1, 2]
     assert await bench.store.call("EXISTS", bench.keys.log(NO_ONE), bench.keys.turn(NO_ONE)) == 0
+
+
+async def test_append_to_many_turns_answers_each_for_itself(make_bench: MakeBench) -> None:
+    """One call brings every turn what is its own, and a turn that is lost, behind or another's hinders no other."""
+    bench = make_bench(lease_s=0.05)
+    await bench.cache()
+    taken = await bench.turn()
+    await bench.until_orphaned(taken)
+    assert await bench.log.take_over(bench.tenant, taken) == 2
+    await bench.finish(taken, Entry(2, COMPLETED), epoch=2)
+    stopped = await bench.turn()
+    await bench.log.request_stop(bench.tenant, stopped, StopReason.USER)
+    first, second = Entry(3, TextDelta("ab")), Entry(4, TextDelta("c"))
+    answers = await bench.log.append(
+        bench.tenant,
+        [
+            Append(NO_ONE, 1, 1, [first]),
+            Append(stopped, 1, 1, [first, second]),
+            Append(taken, 1, 1, [first]),
+            Append(stopped, 1, 9, [Entry(10, TextDelta("z"))]),
+            Append(stopped, 1, 4, ()),
+        ],
+    )
+    assert [type(answer) for answer in answers] == [LogLost, Appended, Fenced, LogBehind, Appended]
+    assert answers[1] == answers[4] == Appended(StopReason.USER, ())
+    assert isinstance(answers[3], LogBehind)
+    assert answers[3].position == 4
+    assert (await bench.all(stopped))[1:] == [first, second]
+    assert [entry.position for entry in await bench.all(taken)] == [1, 2]
 
 
 async def test_append_answers_with_the_stop_flag(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.core.events import Entry, Fenced, TextDelta
+from gateway.core.events import Append, Appended, Entry, Fenced, TextDelta
 from gateway.core.identity import TenantId
 from gateway.core.turn import StopReason, TurnId, TurnState
 from gateway.store import event_log
@@ -48,7 +48,7 @@ async def test_orphans_are_those_whose_lease_ran_out(short: Bench) -> None:
     lost, living = await start_many(short, 2)
     keeper = short.log_of(short.worker)
     await until_all_orphaned(short, (lost, living))
-    await keeper.append(short.tenant, living, 1, 1, ())
+    await keeper.append(short.tenant, [Append(living, 1, 1, ())])
     assert await keeper.orphans(short.tenant, None) == [lost]
     assert await keeper.orphans(short.tenant, None) == [lost]  # until somebody takes it
     assert await keeper.orphans(TenantId("t-stranger"), None) == []
@@ -93,7 +93,7 @@ async def test_orphans_looks_at_few_a_sweep_and_finds_all(short: Bench, monkeypa
     keeper = short.log_of(short.worker)
     await until_all_orphaned(short, [*living, *lost])
     for turn in living:
-        await keeper.append(short.tenant, turn, 1, 1, ())
+        await keeper.append(short.tenant, [Append(turn, 1, 1, ())])
     taken: list[TurnId] = []
     for _ in range(-(-11 // 3)):
         found = await keeper.orphans(short.tenant, None)
@@ -110,7 +110,7 @@ async def test_orphans_looks_at_a_living_turn_once_a_lease(short: Bench) -> None
     turn = await short.turn()
     await short.until_orphaned(turn)
     keeper = short.log_of(short.worker)
-    await keeper.append(short.tenant, turn, 1, 1, ())
+    await keeper.append(short.tenant, [Append(turn, 1, 1, ())])
     await keeper.orphans(short.tenant, None)
     lease = await short.store.call("HGET", short.keys.turn(turn), "lease")
     assert float(await short.store.call("ZSCORE", short.keys.running(), turn)) == int(lease)
@@ -196,7 +196,7 @@ async def test_take_over_fences_append_and_finish_of_the_old_owner(bench: Bench)
             await bench.finish(turn, Entry(4, COMPLETED), look_up=look_up)
     assert await bench.store.call("HGET", bench.keys.turn(turn), "lease") == lease
     assert await bench.store.call("EXISTS", bench.keys.settlements(), bench.keys.unsettled()) == 0
-    await other.append(bench.tenant, turn, 2, 3, [Entry(4, TextDelta("c"))])
+    await other.append(bench.tenant, [Append(turn, 2, 3, [Entry(4, TextDelta("c"))])])
     await bench.finish(turn, Entry(5, COMPLETED), epoch=2, log=other)
     assert [entry.position for entry in await bench.all(turn)] == [1, 3, 4, 5]
     with pytest.raises(Fenced):
@@ -210,4 +210,4 @@ async def test_take_over_leaves_a_stop_to_the_new_owner(bench: Bench) -> None:
     await bench.log.request_stop(bench.tenant, turn, StopReason.USER)
     other = bench.log_of(new_worker())
     assert await other.take_over(bench.tenant, turn, bench.worker) == 2
-    assert (await other.append(bench.tenant, turn, 2, 1, ())).stop is StopReason.USER
+    assert await other.append(bench.tenant, [Append(turn, 2, 1, ())]) == [Appended(StopReason.USER, ())]

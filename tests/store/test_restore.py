@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.core.conversation import Message
 from gateway.core.events import (
+    Append,
     Entry,
     Event,
     Fenced,
@@ -89,8 +90,8 @@ async def test_append_that_is_behind_renews_the_lease(make_bench: MakeBench) -> 
     turn = await bench.turn()
     await bench.until_orphaned(turn)
     log = bench.log_of(bench.worker)
-    with pytest.raises(LogBehind):
-        await log.append(bench.tenant, turn, 1, 5, [Entry(6, TextDelta("x"))])
+    (answer,) = await log.append(bench.tenant, [Append(turn, 1, 5, [Entry(6, TextDelta("x"))])])
+    assert isinstance(answer, LogBehind)
     assert await log.take_over(bench.tenant, turn) is None
 
 
@@ -314,7 +315,7 @@ async def test_restore_under_the_owners_epoch_keeps_a_zombie_out(make_bench: Mak
     await second.restore(bench.tenant, heading, epoch)
     with pytest.raises(Fenced):
         await bench.append(turn, started(bench, turn))
-    await second.append(bench.tenant, turn, epoch, 0, [started(bench, turn)])
+    await second.append(bench.tenant, [Append(turn, epoch, 0, [started(bench, turn)])])
     assert await bench.all(turn) == [started(bench, turn)]
 
 
