@@ -23,6 +23,7 @@ from gateway.core.identity import TenantId
 from gateway.store.cluster import Cluster, key_of
 from gateway.store.connections import AWAY
 from gateway.store.node import Node, away, away_wholly
+from gateway.store.patience import Patience
 from gateway.store.subscriber import Subscriber
 from gateway.store.topology import Alone
 from gateway.store.waiting import Call, refuse
@@ -118,8 +119,9 @@ class Redis:
     """One Redis, one behind Sentinels, or a Cluster, spoken to in batches.
 
     ``call`` and ``run`` raise GatewayError(store_unavailable) when it is away or refuses. None takes longer than
-    about ``timeout_s``: queueing for one of the ``connections``, connecting and the answer together; while a server
-    is known to be away they fail at once. Nothing is ever sent twice, unless a server said that it did not process it.
+    about ``timeout_s``: queueing for one of the ``connections``, connecting and the answer together (see ``Patience``
+    for a loop that is late); while a server is known to be away they fail at once. Nothing is ever sent twice, unless
+    a server said that it did not process it.
     """
 
     def __init__(self, url: str, *, timeout_s: float, connections: int, observer: CallObserver | None = None) -> None:
@@ -234,7 +236,7 @@ class Redis:
         failure: BaseException | None = None
         replies: Sequence[Any] = ()
         try:
-            async with asyncio.timeout_at(deadline_s):
+            async with Patience(deadline_s):
                 replies = await node.exchange([(call.name, call.packed) for call in calls], asking=asking)
         except AWAY as error:
             failure = error

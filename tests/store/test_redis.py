@@ -32,6 +32,7 @@ from gateway.store.creations import RedisCreationKeys
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.facts import store_fault
 from gateway.store.limiter import RedisLimiter
+from gateway.store.patience import LONGEST
 from gateway.store.redis import Keys, Redis, Script
 from gateway.store.tenants import RedisKeys
 from tests.store.conftest import OpenRedis
@@ -304,6 +305,52 @@ async def test_call_to_a_silent_server_is_refused_within_the_timeout(own_server:
     # What went out before the silence may have been done once; nothing was sent again behind our back.
     assert int(await store.call("GET", "hg:{t}:n")) in (0, 4, 8)
     await store.aclose()
+
+
+@contextmanager
+def busy_loop(share_s: float) -> Iterator[None]:
+    """Let each round of the loop take so long, as that of a worker with more to do than it can."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+
+    def work() -> None:
+        time.sleep(share_s)
+        if not over.is_set():
+            loop.call_soon(work)
+
+    loop.call_soon(work)
+    try:
+        yield
+    finally:
+        over.set()
+
+
+async def test_call_from_a_late_loop_takes_no_answering_server_for_away(own_server: OwnServer) -> None:
+    """A worker that gets to its answers later than the timeout allows still gets them, and opens no breaker."""
+    server = await own_server()
+    store = Redis(server.url, timeout_s=0.1, connections=4)
+    try:
+        await store.call("PING")
+        with busy_loop(0.06):
+            for number in range(5):
+                assert await store.call("ECHO", str(number)) == str(number).encode()
+        assert store.healthy_s() == float("inf")
+    finally:
+        await store.aclose()
+
+
+async def test_call_from_a_late_loop_to_a_silent_server_is_refused_all_the_same(own_server: OwnServer) -> None:
+    """However late the loop is, a server that says nothing is waited for a bounded time."""
+    server = await own_server()
+    store = Redis(server.url, timeout_s=TIMEOUT_S, connections=4)
+    try:
+        await store.call("PING")
+        with paused(pid_of(server)), busy_loop(0.06):
+            begun_s = time.monotonic()
+            await refused(store.call("PING"))
+            assert time.monotonic() - begun_s < LONGEST * TIMEOUT_S + 2 * MARGIN_S
+    finally:
+        await store.aclose()
 
 
 async def test_call_to_a_silent_address_is_refused_within_the_timeout() -> None:
