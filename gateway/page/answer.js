@@ -155,5 +155,6 @@ const count = (n) => (n ?? 0).toLocaleString("en");
 /** @param {{position?: number, wait_s?: number} | null} queue */
 function queueWords(queue) {
   const wait = queue?.wait_s ? `, about ${Math.ceil(queue.wait_s)} s` : "";
+  if (queue?.position === 1) return `Next in line${wait}`;
   return queue?.position ? `Waiting in line, place ${queue.position} or sooner${wait}` : `Waiting in line${wait}`;
 }
