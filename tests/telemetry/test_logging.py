@@ -30,6 +30,7 @@ from gateway.telemetry.logging import (
 )
 
 logger = logging.getLogger("gateway.test")
+GATHERED = ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks")  # what configure sets
 
 
 class Terminal(io.StringIO):
@@ -41,12 +42,15 @@ class Terminal(io.StringIO):
 def _restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    gathered = {name: getattr(logging, name) for name in GATHERED if hasattr(logging, name)}
     levels = {name: logging.getLogger(name).level for name in QUIET}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
     for name, old in levels.items():
         logging.getLogger(name).setLevel(old)
+    for name, kept in gathered.items():
+        setattr(logging, name, kept)
 
 
 @pytest.fixture
@@ -173,6 +177,32 @@ def test_innocent_text_is_left_alone() -> None:
         "unix:///tmp/valkey.sock",
     ):
         assert redactor.text(text) == text
+
+
+CREDENTIALS = st.one_of(
+    st.from_regex(logging_module._CREDENTIALS),
+    st.sampled_from(
+        ["hl-vendor-key", "HGT_x", "Cookie: x", "a://b:c@", "&Token=x", "ba\u017fic SECRETSECRET", "\u212aey"]
+    ),
+)
+
+
+@given(st.lists(st.one_of(CREDENTIALS, st.text(max_size=8), st.uuids().map(str)), max_size=5))
+def test_texts_said_to_have_no_credential_have_none(texts: list[str]) -> None:
+    """What is looked through at once is found clean only if each text by itself would be logged as it is."""
+    redactor = Redactor([Secret("hl-vendor-key")])
+    if redactor.has_none(texts):
+        assert [redactor.text(text) for text in texts] == texts
+
+
+def test_ordinary_event_is_found_clean_at_once() -> None:
+    """The words of everyday events do not need the search that a suspect text does; a credential among them does."""
+    everyday = ["turn.ended", "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab", "/v1/conversations/{conversation_id}/turns"]
+    redactor = Redactor([Secret("hl-vendor-key")])
+    assert redactor.has_none(everyday)
+    assert not redactor.has_none([*everyday, "hl-vendor-key"])
+    redactor.learn(["everyday-secret"])
+    assert not redactor.has_none(["an everyday-secret", *everyday])
 
 
 LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
