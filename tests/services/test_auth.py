@@ -16,6 +16,7 @@ from gateway.core.identity import Tenant, TenantId
 from gateway.core.keys import KeyKind
 from gateway.core.limits import LIMIT_MAX
 from gateway.core.plan import ScopeLimits
+from gateway.core.revocation import Revocation, Revoked
 from gateway.services.auth import Auth
 from gateway.services.keys import ApiKeys
 from gateway.services.registry import Registry
@@ -202,6 +203,73 @@ async def test_token_from_a_foreign_origin_is_refused(keys: CountedKeys, tenant:
     assert await auth.principal(token, "http://127.0.0.1:8080")
     narrow = await user_token(auth, tenant, origins=["https://narrow.example"])
     assert await refused(auth, narrow, ORIGIN) is Code.ORIGIN_NOT_ALLOWED
+
+
+# --- tokens shown again -------------------------------------------------------------------------------------------
+
+
+async def test_token_shown_again_expires_on_time(
+    keys: CountedKeys, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that was proved before is refused from the same moment on as one that is shown for the first time."""
+    auth = auth_of(keys, tenant)
+    token = await user_token(auth, tenant, ttl_s=60)
+    ends_s = (await auth.principal(token, ORIGIN)).expires_at_s
+    monkeypatch.setattr(time, "time", lambda: ends_s + LEEWAY_S - 0.01)
+    assert await auth.principal(token, ORIGIN)
+    monkeypatch.setattr(time, "time", lambda: ends_s + LEEWAY_S)
+    assert await refused(auth, token, ORIGIN) is Code.TOKEN_EXPIRED
+    assert auth.tokens._proved == {}
+
+
+async def test_token_shown_again_is_held_to_what_is_allowed_now(keys: CountedKeys, tenant: Tenant) -> None:
+    """Origin, tenant and revocation are looked at whenever a token is shown, as they are at that time."""
+    auth = auth_of(keys, tenant)
+    token = await user_token(auth, tenant)
+    assert (await auth.principal(token, ORIGIN)).tenant is tenant
+    assert await refused(auth, token, FOREIGN) is Code.ORIGIN_NOT_ALLOWED
+
+    moved = tenant_named(tenant.id, origins=frozenset({FOREIGN}))
+    auth.tenants.replace({tenant.id: moved})
+    assert (await auth.principal(token, FOREIGN)).tenant == moved
+    assert await refused(auth, token, ORIGIN) is Code.ORIGIN_NOT_ALLOWED
+
+    auth.tenants.replace({})
+    assert await refused(auth, token) is Code.CREDENTIAL_INVALID
+    auth.tenants.replace({tenant.id: tenant})
+    assert await auth.principal(token, ORIGIN)
+
+    now_s = time.time()
+    user = auth.user_hash(tenant.id, "u1")
+    auth.revocations.revoked(Revocation(Revoked.USER, tenant.id, user, at_s=now_s, until_s=now_s + 900))
+    assert await refused(auth, token, ORIGIN) is Code.REVOKED
+
+
+async def test_token_for_one_use_is_not_good_for_another(keys: CountedKeys, tenant: Tenant) -> None:
+    """A single-use token is used up by its first use, however it was proved."""
+    auth = auth_of(keys, tenant)
+    token = await user_token(auth, tenant, single_use=True)
+    assert await auth.principal(token, ORIGIN)
+    assert await refused(auth, token, ORIGIN) is Code.CREDENTIAL_USED
+    assert auth.tokens._proved == {}
+
+
+async def test_proved_tokens_are_kept_by_digest_the_latest_used_and_a_bounded_number(
+    keys: CountedKeys, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither tokens nor their signatures stay in memory, and however many are shown, the memory has an end."""
+    monkeypatch.setattr("gateway.services.tokens.PROVED_MAX", 3)
+    auth = auth_of(keys, tenant)
+    sessions = Sessions(auth)
+    tokens = [sessions.for_user(tenant.id, user_id=f"u{n}").token for n in range(4)]
+    for shown in (0, 1, 2, 0, 3):
+        assert (await auth.principal(tokens[shown], ORIGIN)).user_id == f"u{shown}"
+    kept = auth.tokens._proved
+    assert [claims["sub"] for claims in kept.values()] == ["u2", "u0", "u3"]
+    assert all(token.rpartition(".")[2] not in repr(kept) for token in tokens)
+    for forgery in (tokens[0][:-4] + "AAAA", tokens[0].removeprefix("hgt_")):
+        assert await refused(auth, forgery) is Code.CREDENTIAL_INVALID
+    assert len(kept) == 3
 
 
 # --- opening sessions ---------------------------------------------------------------------------------------------
