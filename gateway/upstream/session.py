@@ -5,7 +5,7 @@ h2 does HTTP/2; what is done around it, and why, is said where it is done: GOAWA
 
 import contextlib
 import logging
-from typing import Protocol
+from typing import Any, Protocol
 
 import h2.events as h2e
 from h2.config import H2Configuration
@@ -13,6 +13,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
+from hpack import Encoder
 
 from gateway.upstream import frames
 from gateway.upstream.errors import GoneAway, ProtocolViolated, ReceiverRaised, StreamReset, UpstreamError
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 MAX_FRAME_BYTES = 16_384  # what we announce; RFC 9113's smallest, and plenty for chat
 _DEFAULT_WINDOW_BYTES = 65_535  # of a connection, whatever SETTINGS say (RFC 9113, 6.9.2)
 _HIGHEST_STREAM_ID = 2**31 - 1
+CLOSED_KEPT = 32  # closed streams that h2 may keep whole until it walks its streams again
 
 
 class SessionHost(Protocol):
@@ -40,8 +42,33 @@ class SessionHost(Protocol):
     def violated(self, error: ProtocolViolated, goaway: ErrorCodes | None) -> None: ...  # None: h2 has written it
 
 
+class _PlainEncoder(Encoder):
+    """Sends text as it is. Huffman coding a path and a key in Python takes 20 µs a request, to save 30 bytes of it."""
+
+    def encode(self, headers: Any, huffman: bool = False) -> bytes:
+        return super().encode(headers, huffman=False)
+
+
 class _H2(H2Connection):
     MAX_CLOSED_STREAMS = 4096  # remembered ids; h2's own 65,536 are megabytes on a long-lived connection
+
+    def __init__(self, config: H2Configuration) -> None:
+        super().__init__(config)
+        self.encoder = _PlainEncoder()
+        self._walk_at = 0
+
+    def _open_streams(self, remainder: int) -> int:
+        """Count the open streams, at most, and now and then forget those that are closed.
+
+        h2 does both at every request, and walks all streams for it: 12 µs with 50 open. The number is compared with
+        the peer's limit, for which those that h2 has not forgotten yet may count too while they are below it.
+        """
+        known = len(self.streams)
+        if known < self._walk_at and known < self.remote_settings.max_concurrent_streams:
+            return known
+        count = super()._open_streams(remainder)
+        self._walk_at = len(self.streams) + CLOSED_KEPT
+        return count
 
 
 def code_name(code: int) -> str:

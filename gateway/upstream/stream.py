@@ -70,7 +70,8 @@ class Request:
             HeaderTuple(b":method", method.encode("ascii")),
             HeaderTuple(b":scheme", b"https" if origin.is_tls else b"http"),
             HeaderTuple(b":authority", origin.authority),
-            HeaderTuple(b":path", path.encode("ascii")),
+            # No two are alike: in HPACK's table they would push out what is, and make it long to search.
+            NeverIndexedHeaderTuple(b":path", path.encode("ascii")),
         ]
         for raw_name, value in headers:
             name = raw_name.lower()

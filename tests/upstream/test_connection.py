@@ -22,6 +22,7 @@ from gateway.upstream.errors import (
 )
 from gateway.upstream.observer import CloseReason, SilentObserver
 from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.session import CLOSED_KEPT
 from tests.upstream.peer import PATIENCE_S, Exchange, Handler, Link, Peer, answer_hello
 from tests.upstream.recorder import Recorder
 
@@ -194,6 +195,22 @@ async def test_many_cancels_in_a_row_leave_a_healthy_connection() -> None:
         assert await last.until_closed() is None
         assert len(peer.links) == 1
         assert peer.links[0].open_ids == set()
+
+
+@pytest.mark.parametrize("limit", [3, 100])
+async def test_requests_in_a_row_are_forgotten_and_leave_the_header_table_short(limit: int) -> None:
+    """After 200 requests h2 keeps few closed streams, counts none of them against the peer, and no path is indexed."""
+    async with serving(settings=replace(SETTINGS, max_connections=1), limit=limit) as (peer, pool):
+        for turn in range(0, 200, 5):
+            answers = [Recorder() for _ in range(5)]
+            await asyncio.gather(*(answer.open(pool, path=f"/{turn}/{n}") for n, answer in enumerate(answers)))
+            for answer in answers:
+                assert await answer.until_closed() is None
+        assert len(peer.links) == 1
+        assert [exchange.headers[b":path"] for exchange in peer.exchanges[-1:]] == [b"/195/4"]
+        h2 = pool._connections[0].session._h2
+        assert len(h2.streams) <= CLOSED_KEPT
+        assert b":path" not in {name for name, _ in h2.encoder.header_table.dynamic_entries}
 
 
 async def test_late_data_of_a_cancelled_stream_gets_no_reset_each_and_no_window_leaks() -> None:
