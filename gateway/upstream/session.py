@@ -57,6 +57,10 @@ class _H2(H2Connection):
         self.encoder = _PlainEncoder()
         self._walk_at = 0
 
+    @property
+    def has_to_send(self) -> bool:
+        return bool(self._data_to_send)
+
     def _open_streams(self, remainder: int) -> int:
         """Count the open streams, at most, and now and then forget those that are closed.
 
@@ -253,7 +257,8 @@ class Session:
                     self._settle()
                 case _:
                     pass  # 1xx, trailers, PING (h2 answers), acknowledgements, extensions
-        self._host.flush_soon()
+        if self._h2.has_to_send:
+            self._host.flush_soon()
 
     def _receive_data(self, frame: Frame) -> None:
         size = len(frame.raw) - frames.HEADER_BYTES  # padding counts for flow control
