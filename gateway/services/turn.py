@@ -226,13 +226,13 @@ class Turn(OwnedTurn):
     async def _before_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something, unless the turn is over before: then it is cancelled, and so it raises."""
         task = asyncio.ensure_future(work)
-        first: set[asyncio.Future[Any]] = {task, self._over}
+        if self._over.done():
+            task.cancel()
+        self._over.add_done_callback(cancel := lambda _: task.cancel())
         try:
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            return await task
         finally:
-            if not task.done():
-                task.cancel()
-        return await task
+            self._over.remove_done_callback(cancel)
 
     def _tell_place(self) -> None:
         """Show where the turn stands in the vendor's queue, roughly, and only where that has changed."""
