@@ -12,7 +12,8 @@ Unit = tuple[int, object]
 def units(entries: Iterable[Entry]) -> list[Unit]:
     """Return the smallest pieces, each with its position: a character of a delta, or another event whole."""
     found: list[Unit] = []
-    for position, event in entries:
+    for entry in entries:
+        position, event = entry.position, entry.event
         if isinstance(event, TextDelta):
             begin = position - len(event.text)
             found += [(begin + index, char) for index, char in enumerate(event.text, 1)]

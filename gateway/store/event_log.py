@@ -290,8 +290,8 @@ def _check_written(reply: Sequence[Any], turn_id: TurnId) -> None:
 
 
 def _extend(arguments: list[Argument], entries: Sequence[Entry]) -> None:
-    for position, event in entries:
-        arguments += (position, event.name, encode_data(event))
+    for entry in entries:
+        arguments += (entry.position, entry.event.name, encode_data(entry.event))
 
 
 def _entry(item: Any) -> Entry:

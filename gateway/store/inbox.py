@@ -44,7 +44,11 @@ _entries: Final = msgspec.json.Decoder(list[tuple[str, int, list[tuple[int, str,
 def encode_shown(shown: Sequence[Shown]) -> bytes:
     """Encode events of some turns as one message: ``["shown",[[turn id, after, [[position, name, data], …]], …]]``."""
     turns = [
-        (turn_id, after, [(position, event.name, msgspec.Raw(encode_data(event))) for position, event in entries])
+        (
+            turn_id,
+            after,
+            [(entry.position, entry.event.name, msgspec.Raw(encode_data(entry.event))) for entry in entries],
+        )
         for turn_id, after, entries in shown
     ]
     return SHOWN + msgspec.json.encode(turns) + b"]"

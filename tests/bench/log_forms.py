@@ -64,7 +64,7 @@ class PackedList:
         return [KEYS.log(turn_id)]
 
     def pack(self, entry: Entry) -> tuple[Argument, ...]:
-        position, event = entry
+        position, event = entry.position, entry.event
         if type(event) is TextDelta:
             return position, b"%d  %b" % (position, event.text.encode())
         return position, b"%d %b %b" % (position, event.name.encode(), encode_data(event))
@@ -87,7 +87,7 @@ class OneText:
         return [f"{KEYS.prefix}text:{turn_id}", KEYS.log(turn_id)]
 
     def pack(self, entry: Entry) -> tuple[Argument, ...]:
-        position, event = entry
+        position, event = entry.position, entry.event
         if type(event) is TextDelta:
             return position, "", event.text, len(event.text)
         return position, event.name, encode_data(event), 0

@@ -143,8 +143,8 @@ class StreamsByBeat(Streams):
         for turn_id, entries in due:
             keys += (KEYS.turn(turn_id), KEYS.log(turn_id), KEYS.followers(turn_id))
             arguments += (epoch, _followed(entries), len(entries))
-            for position, event in entries:
-                arguments += (position, event.name, encode_data(event))
+            for entry in entries:
+                arguments += (entry.position, entry.event.name, encode_data(entry.event))
         found: list[Appended | BaseException] = []
         for reply, one in zip(await self._store.run(self._append_due, keys, arguments), due, strict=True):
             try:

@@ -203,7 +203,8 @@ class Reading:
         self.task = asyncio.get_running_loop().create_task(subscription.deliver(self))
 
     def _take(self, batch: Batch) -> None:
-        for position, event in batch.entries:
+        for entry in batch.entries:
+            position, event = entry.position, entry.event
             assert position > (self.positions[-1] if self.positions else self.begun)
             self.positions.append(position)
             self.names.append(event.name)

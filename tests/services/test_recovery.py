@@ -30,7 +30,7 @@ async def test_recover_ends_the_turn_one_cap_further_on(short_lease: Stage) -> N
     _, turn = await stage.orphan("Hel", "lo")
     assert await stage.recovery.end(stage.tenant.id, turn)
     entries = await stage.log.read(stage.tenant.id, turn, 0, 100)
-    position, ending = entries[-1]
+    position, ending = entries[-1].position, entries[-1].event
     assert isinstance(ending, TurnFailed)
     assert (ending.error.code, ending.error.retryable) == (Code.WORKER_LOST, True)
     assert (ending.text, ending.message_id, ending.run_id) == ("Hello", "m-9", "r-9")

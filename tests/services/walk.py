@@ -107,7 +107,8 @@ class ModelReader:
 def spread(entries: list[Entry]) -> list[Token]:
     """Tell a log by single positions, so that it does not matter how deltas were merged or cut."""
     tokens: list[Token] = []
-    for position, event in entries:
+    for entry in entries:
+        position, event = entry.position, entry.event
         if isinstance(event, TextDelta):
             begin = position - len(event.text) + 1
             tokens += [(begin + at, character) for at, character in enumerate(event.text)]

@@ -139,7 +139,8 @@ FATES = st.sampled_from(["answered", "answered", "unanswered", "unsent", "cut"])
 def recut(entries: Sequence[Entry], data: st.DataObject) -> list[Entry]:
     """Merge entries and cut their deltas anew, anywhere."""
     found: list[Entry] = []
-    for position, event in merged(entries):
+    for entry in merged(entries):
+        position, event = entry.position, entry.event
         if isinstance(event, TextDelta):
             begin = position - len(event.text)
             ends = sorted(data.draw(st.sets(st.integers(1, len(event.text)), max_size=3)) | {len(event.text)})
