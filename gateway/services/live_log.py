@@ -45,6 +45,11 @@ class LiveLog(Window):
 
     def add(self, events: Sequence[Event]) -> None:
         """Give events their positions and show what may be shown."""
+        if len(events) == 1 and not self._held and type(events[0]) is TextDelta:
+            # Nearly all there are, and 0.3 µs sooner than by way of what follows, which would do the same.
+            self.position += advance(events[0])
+            self._show([Entry(self.position, events[0])])
+            return
         early: list[Entry] = []
         for event in events:
             self.position += advance(event)
@@ -62,18 +67,15 @@ class LiveLog(Window):
 
     def shown_after(self, position: int) -> list[Entry]:
         """Return what has been shown after a position."""
-        return after(self._shown[bisect_right(self._shown, position, key=position_of) :], position)
+        found = self._shown[bisect_right(self._shown, position, key=position_of) :]
+        found[:1] = after(found[:1], position)  # no entry overlaps the one before it, so only the first may be cut
+        return found
 
     def saved(self, position: int) -> None:
         """Note that the store has everything up to a position, and show what waited for that."""
         self.saved_position = position
-        ready = [entry for entry in self._held if entry.position <= position]
-        if ready:
-            self._held = self._held[len(ready) :]
-        while self._held and type(self._held[0].event) in SHOWN_EARLY:
-            ready.append(self._held.pop(0))
-        if ready:
-            self._show(ready)
+        if self._held:
+            self._show_held(position)
         done = bisect_right(self._shown, position, lo=self._compact_from, key=position_of)
         begin = self._compact_from
         last = self._shown[begin - 1].event
@@ -85,6 +87,16 @@ class LiveLog(Window):
             self._compact_from = begin + len(joined)
         else:
             self._compact_from = max(done, self._compact_from)
+
+    def _show_held(self, position: int) -> None:
+        """Show what waited for the store to have everything up to a position, and the deltas behind it."""
+        ready = [entry for entry in self._held if entry.position <= position]
+        if ready:
+            self._held = self._held[len(ready) :]
+        while self._held and type(self._held[0].event) in SHOWN_EARLY:
+            ready.append(self._held.pop(0))
+        if ready:
+            self._show(ready)
 
     def end(self, ending: Entry) -> None:
         """Show everything, the ending last, which the store has or will not get in time."""

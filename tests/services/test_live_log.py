@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -370,3 +370,31 @@ def test_live_log_abandoned_releases_every_reader_once() -> None:
     live.abandon()
     assert live.abandoned
     assert [reader.released_times for reader in readers] == [1, 1, 1]
+
+
+@given(
+    steps=st.lists(st.one_of(ADDED, st.just("saved")), max_size=12),
+    cuts=st.data(),
+)
+def test_live_log_is_the_same_however_its_events_came_together(
+    steps: list[list[Event] | str], cuts: st.DataObject
+) -> None:
+    """Events given one at a time, as most come, get the positions and are shown as in any other grouping."""
+    together, singly = new_log(), new_log()
+    readers = [Cursor(together, 1), Cursor(singly, 1)]
+    for live, reader in zip((together, singly), readers, strict=True):
+        reader.attached, reader.room = True, 10**6
+        live.attach(reader)
+    for step in steps:
+        if isinstance(step, str):
+            position = cuts.draw(st.integers(together.saved_position, together.position))
+            for live in (together, singly):
+                live.saved(position)
+        else:
+            together.add(step)
+            for event in step:
+                singly.add([event])
+        assert (together.position, together.head, together.holding) == (singly.position, singly.head, singly.holding)
+        assert units(together.unsaved()) == units(singly.unsaved())
+    assert readers[0].got == readers[1].got == units(together.shown_after(1)) == units(singly.shown_after(1))
+    assert together.text() == singly.text()
