@@ -218,11 +218,10 @@ class JsonArrayDecoder(Generic[T]):
 
     def _decode_surely(self, item: bytes) -> T:
         """Decodes an item that is plainly in order; ValueError or RecursionError tell that the scanner has to look."""
-        if (
-            len(item) > self._max_item_bytes
-            or item.count(b"{") + item.count(b"[") > self._max_depth  # strings count too: this errs on the safe side
-            or not item.startswith(b"{")
-        ):
+        openings = item.count(b"{")  # in strings too: this errs on the safe side
+        if _OPEN_BRACKET in item:  # mostly not, and that is told in 0.03 µs, a count in 0.16
+            openings += item.count(b"[")
+        if openings > self._max_depth or len(item) > self._max_item_bytes or not item.startswith(b"{"):
             raise ValueError
         if not item.isascii():
             item.decode()  # msgspec checks no UTF-8 in what it skips

@@ -33,6 +33,8 @@ KEEPALIVE: Final = encode_comment("keep-alive")
 
 def encode_plain(turn_id: str, conversation_id: str, entries: Sequence[Entry]) -> bytes:
     """Encode entries for a connection whose body ends with it (HTTP/1.0)."""
+    if len(entries) == 1:  # the rule, and a join of one costs 0.15 µs
+        return encode_sse(turn_id, entries[0])
     return b"".join([encode_sse(turn_id, entry) for entry in entries])
 
 
