@@ -13,6 +13,7 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.events import TurnCompleted, TurnFailed, TurnStopped
 from gateway.core.identity import WorkerId
 from gateway.core.turn import StopReason, TurnId
+from gateway.services.key_gate import GateRules
 from gateway.services.rescue import RescueRules
 from gateway.services.vendor_copy import AfterLoss
 from gateway.store.habits import KEY, RedisHabits
@@ -171,7 +172,7 @@ async def test_rescue_beside_a_vendor_in_trouble_reads_a_bounded_number_of_times
 
 async def test_rescue_that_hears_the_vendor_again_in_time_completes(set_stage: SetStage, lost: Stage) -> None:
     """Refused reads cost tries, not the answer."""
-    other = beside(set_stage, lost, LONG)
+    other = beside(set_stage, lost, LONG, gate_rules=GateRules(failures_max=100))  # whose rest is another test's
     conversation, turn = await lost.orphan("Hello")
     keep(other, conversation, WHOLE)
     lost.vendor.refusal = GatewayError(Code.UPSTREAM_ERROR, vendor_status=500)
