@@ -200,7 +200,7 @@ class TurnSettings(Section, frozen=True, kw_only=True):
     )
     append_interval_s: Annotated[
         Seconds, doc("A live turn's log is written this often; 0.1 to 0.25 is sensible", le=5)
-    ] = 0.2
+    ] = 0.25
     lease_s: Annotated[Seconds, doc("A worker owns a turn this long after its last heartbeat")] = 5.0
     heartbeat_s: Annotated[Seconds, doc("Interval of the heartbeat; at most half of the lease")] = 1.5
     recovery_timeout_s: Annotated[
