@@ -198,7 +198,7 @@ class Admission:
         self._metrics.limit_refused(tenant, rule.name)
         wait_s = wait_us / US_PER_S
         # Never earlier than told, and spread: else all who were refused together come back together.
-        jitter_s = random.uniform(0, min(JITTER_MAX_S, max(JITTER_MIN_S, wait_s * JITTER_SHARE)))  # noqa: S311
+        jitter_s = random.uniform(0, min(JITTER_MAX_S, max(JITTER_MIN_S, wait_s * JITTER_SHARE)))  # noqa: S311 - no secret
         scope = rule.name.partition("_")[0]
         subject = SUBJECTS.get(scope, scope)
         return GatewayError(

@@ -82,7 +82,7 @@ class Dialler:
         where: dict[str, Any] = {"host": address.host, "port": address.port} if address is not None else {}
         connection = self._kind(**self._options, **where)
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
+            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
         except BaseException:
             await give_up(connection)
             raise

@@ -26,7 +26,7 @@ class Subscriber(PubSub):
 
     async def aclose(self) -> None:
         """Close the connection; never waits for the peer."""
-        await super().aclose()  # type: ignore[no-untyped-call]
+        await super().aclose()  # type: ignore[no-untyped-call]  # redis-py's
 
 
 class _OwnConnection(redis_asyncio.ConnectionPool):
