@@ -117,7 +117,7 @@ async def test_three_workers_under_load_get_no_429_from_the_vendor(
 ) -> None:
     """At the plan's own limit, turns and creations of three workers all pass, and Hyperleap refuses none of them."""
     limit, period_s = 20, 1.0
-    monkeypatch.setattr("gateway.app.RedisGate", partial(RedisGate, minute_us=int((period_s + 0.2) * 1e6)))
+    monkeypatch.setattr("gateway.app.RedisGate", partial(RedisGate, minute_us=int((period_s + 0.6) * 1e6)))
     environ = {"HYPERLEAP_PLAN_LIMIT": f"{limit}/min"}
     stand_in = {"limit_per_minute": limit, "limit_period_s": period_s, "rate_per_s": 0.0}
     first = await start_gateway(simulator=stand_in, environ=environ)

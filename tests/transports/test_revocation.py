@@ -185,7 +185,7 @@ async def test_revocation_cuts_off_a_reader_that_does_not_read(running: Running,
     conversation = await client.conversation()
     host, port = running.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-    body = '{"message": "Hi #tokens=200000 #rate=100000"}'
+    body = '{"message": "Hi #tokens=200000 #rate=20000"}'
     head = (
         f"POST /v1/conversations/{conversation}/turns HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
         f"Accept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
