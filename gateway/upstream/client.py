@@ -34,7 +34,7 @@ from gateway.upstream.errors import UpstreamError
 from gateway.upstream.keyring import Credential, KeyRing
 from gateway.upstream.observer import UpstreamObserver
 from gateway.upstream.origin import tls_context
-from gateway.upstream.pool import Pool, PoolFacts, PoolSettings
+from gateway.upstream.pool import Headers, Pool, PoolFacts, PoolSettings
 from gateway.upstream.rules import UpstreamRules
 from gateway.upstream.transport import Http2Transport
 
@@ -58,7 +58,7 @@ class HyperleapClient:
         self._pool = Pool(rules.base_url, settings=pool_settings, ca_file=rules.ca_file, observer=observer)
         parts = urlsplit(rules.base_url)
         self._prefix = parts.path.rstrip("/")
-        self._chat_headers: dict[KeyLabel, tuple[Credential, list[tuple[bytes, bytes]]]] = {}
+        self._chat_headers: dict[KeyLabel, tuple[Credential, Headers]] = {}
         scheme = "https" if parts.scheme == "https" else "http"
         self._http = httpx.AsyncClient(
             transport=Http2Transport(self._pool, owns_pool=True),
@@ -136,19 +136,21 @@ class HyperleapClient:
         blob = await self._fetch_blob(entry.blob_uri) if entry.in_blob and entry.blob_uri else None
         return read_entry(entry, blob)
 
-    def _headers(self, credential: Credential) -> list[tuple[bytes, bytes]]:
+    def _headers(self, credential: Credential) -> Headers:
         """Return the headers of a chat, built once for each state of each key."""
         cached = self._chat_headers.get(credential.label)
         if cached is not None and cached[0] is credential:
             return cached[1]
         name, value = self._rules.header(credential.secret)
-        headers = [
-            (name.encode(), value.encode()),
-            (b"content-type", b"application/json"),
-            (b"accept", b"application/json"),
-            (b"accept-encoding", b"identity"),  # a compressed stream would be buffered on its way
-            (b"user-agent", b"hyperleap-gateway"),
-        ]
+        headers = self._pool.headers(
+            [
+                (name.encode(), value.encode()),
+                (b"content-type", b"application/json"),
+                (b"accept", b"application/json"),
+                (b"accept-encoding", b"identity"),  # a compressed stream would be buffered on its way
+                (b"user-agent", b"hyperleap-gateway"),
+            ]
+        )
         self._chat_headers[credential.label] = credential, headers
         return headers
 

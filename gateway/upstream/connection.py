@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
         self._flush_is_due = False
         if self.session.is_closed or self.transport is None or self.transport.is_closing():
             return
-        more = self.session.pump()
+        more = self.session.uploads.pump()
         self._write()
         if more:
             self.flush_soon()

@@ -67,7 +67,7 @@ class PoolSettings:
 
     connect_timeout_s: float = 5.0  # DNS, TCP, TLS and the peer's first SETTINGS together
     max_connections: int = 64  # taking new streams; those that only drain after a GOAWAY are not counted
-    max_streams: int = 100  # a connection, or less when the peer says less; h2 walks all of them for each new one
+    max_streams: int = 100  # a connection, or less when the peer says less
     max_queued: int = 1000
     max_attempts: int = 3  # a request, counting only those that the peer certainly did not act on
     stream_window_bytes: int = 65_535  # credit returns on consumption, so this bounds what a slow reader holds

@@ -13,9 +13,10 @@ from gateway.upstream.dial import ProbeFacts, dial, facts_of
 from gateway.upstream.errors import ConnectFailed, ConnectTimedOut, PoolClosed, QueueFull, QueueTimedOut, UpstreamError
 from gateway.upstream.observer import SilentObserver, UpstreamObserver
 from gateway.upstream.origin import Origin, PoolSettings, tls_context
-from gateway.upstream.stream import Receiver, Request, Stream
+from gateway.upstream.request import Headers, Request
+from gateway.upstream.stream import Receiver, Stream
 
-__all__ = ["Pool", "PoolFacts", "PoolSettings", "Receiver", "Stream"]
+__all__ = ["Headers", "Pool", "PoolFacts", "PoolSettings", "Receiver", "Stream"]
 
 _ASSUMED_STREAMS = 100  # a connection, before a peer has told; RFC 9113, 6.5.2 recommends no less
 
@@ -81,11 +82,15 @@ class Pool:
         f = self.facts
         return f"<Pool {self.origin} connections={f.connections} streams={f.streams} queued={f.queued}>"
 
+    def headers(self, lines: Sequence[tuple[bytes, bytes]]) -> Headers:
+        """Check and encode header lines for `open_stream`. Raises InvalidRequest."""
+        return Headers.build(lines, self.settings.secret_headers)
+
     async def open_stream(
         self,
         method: str,
         path: str,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: Headers | Sequence[tuple[bytes, bytes]],
         body: bytes,
         receiver: Receiver,
         *,
@@ -93,14 +98,17 @@ class Pool:
     ) -> Stream:
         """Send a request; returns when it is on a connection, which is at once where one has room.
 
-        `deadline_s` bounds the wait for that, connecting and every further attempt included. Raises InvalidRequest,
+        `deadline_s` bounds the wait for that, connecting and every further attempt included; `headers` that many
+        requests have in common are best built once, by `headers`. Raises InvalidRequest,
         ConnectFailed (ConnectTimedOut, TlsFailed, NoHttp2), QueueTimedOut, QueueFull or PoolClosed, all with
         `processed` False; after the return, errors go to the receiver. Safe to cancel: the request is then withdrawn.
         """
         if self._is_closed:
             raise PoolClosed("the pool is closed")
         loop = asyncio.get_running_loop()
-        request = Request.build(self.origin, method, path, headers, body, self.settings.secret_headers)
+        if not isinstance(headers, Headers):
+            headers = self.headers(headers)
+        request = Request.build(self.origin, method, path, headers, body)
         stream = Stream(self, request, receiver, deadline_s=loop.time() + deadline_s)
         if not self._queue and (connection := self._with_room()) is not None:
             self._put(stream, connection)

@@ -10,7 +10,8 @@ import httpx
 from gateway.upstream import errors
 from gateway.upstream.errors import UpstreamError
 from gateway.upstream.pool import Pool
-from gateway.upstream.stream import HOP_BY_HOP, Stream
+from gateway.upstream.request import HOP_BY_HOP
+from gateway.upstream.stream import Stream
 
 ERRORS = MappingProxyType[type[UpstreamError], type[httpx.TransportError]](
     {

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame, GoAwayFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, WindowUpdateFrame
 
 from gateway.upstream.errors import (
     ConnectionLost,
@@ -22,7 +22,6 @@ from gateway.upstream.errors import (
 )
 from gateway.upstream.observer import CloseReason, SilentObserver
 from gateway.upstream.pool import Pool, PoolSettings
-from gateway.upstream.session import CLOSED_KEPT
 from tests.upstream.peer import PATIENCE_S, Exchange, Handler, Link, Peer, answer_hello
 from tests.upstream.recorder import Recorder
 
@@ -198,8 +197,8 @@ async def test_many_cancels_in_a_row_leave_a_healthy_connection() -> None:
 
 
 @pytest.mark.parametrize("limit", [3, 100])
-async def test_requests_in_a_row_are_forgotten_and_leave_the_header_table_short(limit: int) -> None:
-    """After 200 requests h2 keeps few closed streams, counts none of them against the peer, and no path is indexed."""
+async def test_requests_in_a_row_are_forgotten_and_leave_the_header_table_empty(limit: int) -> None:
+    """After 200 requests no stream is kept or counted against the peer, whose table holds nothing of ours."""
     async with serving(settings=replace(SETTINGS, max_connections=1), limit=limit) as (peer, pool):
         for turn in range(0, 200, 5):
             answers = [Recorder() for _ in range(5)]
@@ -208,9 +207,27 @@ async def test_requests_in_a_row_are_forgotten_and_leave_the_header_table_short(
                 assert await answer.until_closed() is None
         assert len(peer.links) == 1
         assert [exchange.headers[b":path"] for exchange in peer.exchanges[-1:]] == [b"/195/4"]
-        h2 = pool._connections[0].session._h2
-        assert len(h2.streams) <= CLOSED_KEPT
-        assert b":path" not in {name for name, _ in h2.encoder.header_table.dynamic_entries}
+        session = pool._connections[0].session
+        assert (session.streams, session._left, session._unwritten) == ({}, {}, [])
+        table = peer.links[0].h2.decoder.header_table
+        assert (table.maxsize, len(table.dynamic_entries)) == (0, 0)
+
+
+async def test_header_table_of_the_peer_may_change_its_size() -> None:
+    """A peer that lowers SETTINGS_HEADER_TABLE_SIZE insists on hearing of it (RFC 7541, 4.2); ours is at 0 already."""
+    sizes: list[int] = []
+
+    async def handler(exchange: Exchange) -> None:
+        sizes.append(exchange.link.h2.decoder.max_allowed_table_size)
+        await answer_hello(exchange)
+        exchange.link.change_settings({SettingCodes.HEADER_TABLE_SIZE: 100 * len(sizes)})
+
+    async with serving(handler) as (peer, pool):
+        for _ in range(3):
+            answer = await Recorder().open(pool, headers=[(b"x-plain", b"seen")])
+            assert await answer.until_closed() is None
+            await peer.until(lambda: peer.links[0].h2.decoder.max_allowed_table_size == 100 * len(sizes))
+        assert sizes == [4096, 100, 200]
 
 
 async def test_late_data_of_a_cancelled_stream_gets_no_reset_each_and_no_window_leaks() -> None:
@@ -697,6 +714,14 @@ async def test_idle_connection_is_closed_with_goaway() -> None:
         b"\x00\x00\x04\x07\x00\x00\x00\x00\x00bad!",  # GOAWAY of 4 bytes
         b"\x00\x00\x08\x07\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00",  # GOAWAY on a stream
         b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00",  # WINDOW_UPDATE by 0
+        b"\x00\x00\x04\x08\x00\x00\x00\x00\x01\x00\x00\x00\x00",  # WINDOW_UPDATE by 0, on a stream
+        b"\x00\x00\x03\x08\x00\x00\x00\x00\x01\x00\x00\x01",  # WINDOW_UPDATE of 3 bytes
+        b"\x00\x00\x04\x08\x00\x00\x00\x00\x63\x00\x00\x00\x01",  # WINDOW_UPDATE on an idle stream
+        b"\x00\x00\x04\x03\x00\x00\x00\x00\x02\x00\x00\x00\x00",  # RST_STREAM on a stream of the peer's
+        b"\x00\x00\x05\x05\x04\x00\x00\x00\x01\x00\x00\x00\x02\x88",  # PUSH_PROMISE
+        b"\x00\x00\x02\x00\x08\x00\x00\x00\x01\x02x",  # DATA with more padding than there is room
+        b"\x00\x00\x04\x08\x00\x00\x00\x00\x01\x7f\xff\x00\x00"  # WINDOW_UPDATE up to the highest window, then
+        b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\x7f\xff\xff\xff",  # SETTINGS that open it further
         b"\x00\x00\x00\x01\x00\x00\x00\x00\x01" + b"\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678",  # PING amid headers
     ],
 )
@@ -717,6 +742,51 @@ async def test_broken_frames_fail_the_connection_cleanly(garbage: bytes, caplog:
         assert caplog.records == []
         gate.open.set()
         assert await (await Recorder().open(pool)).until_closed() is None
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (HeadersFrame(3, data=b"\x88", flags=["END_HEADERS"]), ErrorCodes.PROTOCOL_ERROR),  # a second head
+        (HeadersFrame(3, data=b"\x10\x01X\x01y", flags=["END_HEADERS", "END_STREAM"]), ErrorCodes.PROTOCOL_ERROR),
+        (WindowUpdateFrame(3, window_increment=2**31 - 1), ErrorCodes.FLOW_CONTROL_ERROR),
+    ],
+)
+async def test_broken_frames_of_a_stream_fail_that_stream_only(frame: Frame, code: ErrorCodes) -> None:
+    """What the RFC calls an error of the stream (8.1.1, 6.9.1) costs its neighbours nothing."""
+    gate = Gate()
+    async with serving(gate) as (peer, pool):
+        good, bad = await Recorder().open(pool), await Recorder().open(pool)
+        await good.until_bytes(5)
+        await bad.until_bytes(5)
+        peer.links[0].send_frame(frame)
+        error = await bad.until_closed()
+        assert isinstance(error, ProtocolViolated)
+        assert error.processed
+        assert await peer.exchanges[1].until_reset() == code
+        gate.open.set()
+        assert await good.until_closed() is None
+        assert (len(peer.links), peer.links[0].goaways) == (1, [])
+
+
+async def test_body_before_headers_fails_that_stream_only() -> None:
+    """An answer begins with its headers (RFC 9113, 8.1)."""
+    gate = Gate()
+
+    async def handler(exchange: Exchange) -> None:
+        if exchange.headers[b":path"] != b"/bad":
+            await gate(exchange)
+            return
+        await exchange.until_complete()
+        exchange.link.send_frame(DataFrame(exchange.stream_id, data=b"early"))
+
+    async with serving(handler) as (peer, pool):
+        good, bad = await Recorder().open(pool), await Recorder().open(pool, path="/bad")
+        await good.until_bytes(5)
+        assert isinstance(await bad.until_closed(), ProtocolViolated)
+        assert await peer.exchanges[1].until_reset() == ErrorCodes.PROTOCOL_ERROR
+        gate.open.set()
+        assert await good.until_closed() is None
 
 
 async def test_unknown_frames_are_ignored() -> None:

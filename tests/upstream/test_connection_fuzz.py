@@ -19,47 +19,15 @@ from gateway.upstream.frames import RST_STREAM, FrameSplitter
 from gateway.upstream.observer import SilentObserver
 from gateway.upstream.origin import Origin, PoolSettings
 from gateway.upstream.pool import Pool
-from gateway.upstream.stream import Request, Stream
+from gateway.upstream.request import Headers, Request
+from gateway.upstream.stream import Stream
+from tests.upstream.wire import Owner, Wire
 
 STREAM_WINDOW = 65_535
 CONNECTION_WINDOW = 65_535
 SETTINGS = PoolSettings(stream_window_bytes=STREAM_WINDOW, connection_window_bytes=CONNECTION_WINDOW)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 ORIGIN = Origin.parse("h2c://fuzz")
-
-
-class Wire(asyncio.Transport):
-    """A transport that keeps what is written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sent = bytearray()
-        self.is_cut = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.sent += data
-
-    def is_closing(self) -> bool:
-        return self.is_cut
-
-    def close(self) -> None:
-        self.is_cut = True
-
-    def abort(self) -> None:
-        self.is_cut = True
-
-
-class Owner:
-    """Passes failures on, as a pool without retries would."""
-
-    def stream_failed(self, stream: Stream, error: UpstreamError) -> None:
-        stream.receiver.stream_failed(error)
-
-    def room_changed(self) -> None:
-        pass
-
-    def connection_closed(self, connection: Connection) -> None:
-        pass
 
 
 @dataclass
@@ -172,7 +140,7 @@ class Script:
     async def open_all(self) -> None:
         await self.exchange()
         for heard in self.heard:
-            request = Request.build(ORIGIN, "GET", "/", [], b"", frozenset())
+            request = Request.build(ORIGIN, "GET", "/", Headers(b""), b"")
             heard.stream = Stream(POOL, request, heard, deadline_s=0)
             self.connection.open(heard.stream)
         await self.exchange()
@@ -317,7 +285,7 @@ def test_the_fuzz_would_see_a_lost_window(lost: int) -> None:
     async def play() -> None:
         script = Script([Answer([(5000, None)], False, False, False, False, None, None, True)], [20_000])
         await script.run([0])
-        script.connection.session._unseen_bytes -= lost
+        script.connection.session.uncredited_bytes -= lost
         assert (
             script.server.outbound_flow_control_window != CONNECTION_WINDOW - script.connection.session.uncredited_bytes
         )
