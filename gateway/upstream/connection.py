@@ -26,7 +26,7 @@ class ConnectionOwner(Protocol):
     """Whom a connection tells; called from within the protocol's callbacks."""
 
     def stream_failed(self, stream: Stream, error: UpstreamError) -> None: ...
-    def room_changed(self) -> None: ...
+    def room_changed(self, connection: "Connection") -> None: ...
     def connection_closed(self, connection: "Connection") -> None: ...
 
 
@@ -48,7 +48,9 @@ class Connection(asyncio.Protocol):
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self.transport: asyncio.Transport | None = None
         self.session = Session(self, settings, observer)
+        self.limit = 0  # streams that may be open at once; 0 until the peer's SETTINGS
         self.reserved = 0  # places that the pool has promised to tasks which have not resumed yet
+        self.heard_s = 0.0  # when bytes came in last, on the loop's clock
         self._flush_is_due = False
         self._idle_timer: asyncio.TimerHandle | None = None
         self._keepalive: Keepalive | None = None
@@ -58,11 +60,6 @@ class Connection(asyncio.Protocol):
     @property
     def streams(self) -> int:
         return len(self.session.streams)
-
-    @property
-    def limit(self) -> int:
-        """Streams that may be open at once; 0 until the peer's SETTINGS."""
-        return min(self.session.peer_limit, self._settings.max_streams)
 
     @property
     def draining(self) -> bool:
@@ -125,9 +122,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.session.is_closed:
             return
-        if self._keepalive is not None:
-            self._keepalive.heard()
-        elif data.startswith(b"HTTP/"):
+        self.heard_s = self._loop.time()
+        if self._keepalive is None and data.startswith(b"HTTP/"):
             self._shut(CloseReason.PROTOCOL_ERROR, NoHttp2("the peer answered in HTTP/1"))
             return
         self.session.receive(data)
@@ -169,11 +165,13 @@ class Connection(asyncio.Protocol):
             self.flush_soon()
 
     def settled(self) -> None:
+        self.limit = min(self.peer_settings.max_concurrent_streams, self._settings.max_streams)
         if not self.ready.done():
             self.ready.set_result(None)
             self._keepalive = Keepalive(
                 interval_s=self._settings.ping_interval_s,
                 timeout_s=self._settings.ping_timeout_s,
+                heard_s=lambda: self.heard_s,
                 send_ping=self._send_ping,
                 give_up=self._give_up,
             )
@@ -187,7 +185,7 @@ class Connection(asyncio.Protocol):
                 return
             if self._idle_timer is None:
                 self._idle_timer = self._loop.call_later(self._settings.idle_timeout_s, self._close_idle)
-        self._owner.room_changed()
+        self._owner.room_changed(self)
 
     def stream_failed(self, stream: Stream, error: UpstreamError) -> None:
         self._owner.stream_failed(stream, error)

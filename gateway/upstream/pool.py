@@ -176,8 +176,8 @@ class Pool:
 
     # What connections tell (ConnectionOwner)
 
-    def room_changed(self) -> None:
-        for connection in [c for c in self._connections if c.draining]:
+    def room_changed(self, connection: Connection) -> None:
+        if connection.draining and connection in self._connections:
             self._connections.remove(connection)
             self._draining.append(connection)
         self._step()
@@ -248,7 +248,10 @@ class Pool:
 
     def _with_room(self) -> Connection | None:
         """The oldest with room, so that those opened for a burst fall idle again."""
-        return next((c for c in self._connections if c.room > 0), None)
+        for connection in self._connections:
+            if connection.room > 0:
+                return connection
+        return None
 
     def _connections_wanted(self) -> int:
         """How many more to open for those in the queue, beyond those that are being opened."""
@@ -261,7 +264,7 @@ class Pool:
 
     def _step(self) -> None:
         """Serve the queue as far as there is room, then open connections for the rest."""
-        if self._is_stepping or self._is_closed:
+        if not self._queue or self._is_stepping or self._is_closed:
             return
         self._is_stepping = True
         try:
@@ -322,7 +325,7 @@ class Pool:
         self._not_before_s = 0.0
         self._usual_limit = connection.limit
         self._connections.append(connection)
-        self.room_changed()  # it may be draining already
+        self.room_changed(connection)  # it may be draining already
 
     def _connect_failed(self, error: ConnectFailed) -> None:
         """Wait longer each time before the next try; with no other way left, those in the queue fail now."""
@@ -344,7 +347,7 @@ class _Onlooker:
     def stream_failed(self, stream: Stream, error: UpstreamError) -> None:
         raise AssertionError("a probe opens no stream")
 
-    def room_changed(self) -> None:
+    def room_changed(self, connection: Connection) -> None:
         pass
 
     def connection_closed(self, connection: Connection) -> None:

@@ -54,7 +54,6 @@ class Session:
         self._left: dict[int, None] = {}
         self._unwritten: list[Stream] = []
         self._highest_id = 0
-        self.peer_limit = 0  # 0 until the peer's first SETTINGS
         self.is_settled = False
         self.draining = False
         self.is_closed = False
@@ -307,7 +306,6 @@ class Session:
                 stream.send_window_bytes += change_bytes
                 if stream.send_window_bytes > MAX_WINDOW_BYTES:  # RFC 9113, 6.9.2
                     raise FrameRefused("SETTINGS that open a window too far", ErrorCodes.FLOW_CONTROL_ERROR)
-        self.peer_limit = settings.max_concurrent_streams
         self.is_settled = True
         self.uploads.window_changed()
         self._host.settled()

@@ -34,7 +34,7 @@ class Owner:
     def stream_failed(self, stream: Stream, error: UpstreamError) -> None:
         stream.receiver.stream_failed(error)
 
-    def room_changed(self) -> None:
+    def room_changed(self, connection: Connection) -> None:
         pass
 
     def connection_closed(self, connection: Connection) -> None:
