@@ -6,7 +6,7 @@ ignored, and nothing of the vendor's words is passed on in an error: only its HT
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -52,12 +52,8 @@ class StreamItem(msgspec.Struct, gc=False):
     citations: list[dict[str, Any]] | None = None
 
 
-def read_items(items: Sequence[StreamItem]) -> list[AnswerItem]:
-    """Bring a stream's items into our terms."""
-    return [_item(item) for item in items]
-
-
-def _item(item: StreamItem) -> AnswerItem:
+def read_item(item: StreamItem) -> AnswerItem:
+    """Bring a stream's item into our terms."""
     choice = item.choice
     message = choice.message if choice is not None else None
     if (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.turn import ChatReceiver
-from gateway.protocol.hyperleap import StreamItem, read_items, refusal
+from gateway.protocol.hyperleap import StreamItem, read_item, refusal
 from gateway.protocol.json_array import ArrayError, ArrayTruncated, JsonArrayDecoder
 from gateway.upstream.codes import told
 from gateway.upstream.errors import UpstreamError
@@ -26,11 +26,11 @@ class HyperleapChat:
         self._loop = asyncio.get_running_loop()
         self._decoder = JsonArrayDecoder(StreamItem)
         self._stream: Stream | None = None
-        self._unreturned_bytes = 0  # received before open_stream returned the stream
         self._over = False
         self._begun_s = self._heard_s = self._loop.time()
         self._answering = False
         self._clock: asyncio.TimerHandle | None = None
+        self._rings_s = 0.0  # when the clock does
 
     def bind(self, stream: Stream) -> None:
         """Take the stream once the request is on a connection; callbacks may have come before."""
@@ -38,7 +38,6 @@ class HyperleapChat:
         if self._over:
             stream.cancel()
             return
-        stream.consumed(self._unreturned_bytes)
         self._begun_s = self._loop.time()
         if not self._answering:
             self._heard_s = self._begun_s
@@ -61,15 +60,12 @@ class HyperleapChat:
             self._end(refusal(status, retry_after.decode("latin-1") if retry_after is not None else None))
 
     def data_received(self, data: bytes) -> None:
-        if self._stream is not None:
-            self._stream.consumed(len(data))
-        else:
-            self._unreturned_bytes += len(data)
         if self._over:
             return
         self._heard_s = self._loop.time()
+        decoder = self._decoder
         try:
-            items = self._decoder.feed(data)
+            items = decoder.feed(data)
         except ArrayError:
             self._end(GatewayError(Code.UPSTREAM_MALFORMED))
             return
@@ -77,8 +73,8 @@ class HyperleapChat:
             if not self._answering:
                 self._answering = True
                 self._wind()  # the clock between tokens may run out before that of the first token would have
-            self._receiver.chat_items(read_items(items))
-        if self._decoder.error is not None and not self._over:
+            self._receiver.chat_items([read_item(item) for item in items])
+        if decoder.error is not None and not self._over:
             self._end(GatewayError(Code.UPSTREAM_MALFORMED))
 
     def stream_ended(self) -> None:
@@ -110,14 +106,20 @@ class HyperleapChat:
         return min(whole, silence)
 
     def _wind(self) -> None:
+        """Let the clock ring at the next deadline at the latest."""
         if self._stream is None:
             return  # bind winds it
+        due_s = self._due()[0]
         if self._clock is not None:
+            if due_s >= self._rings_s:
+                return  # it is looked at again when it rings
             self._clock.cancel()
-        self._clock = self._loop.call_at(self._due()[0], self._ring)
+        self._rings_s = due_s
+        self._clock = self._loop.call_at(due_s, self._ring)
 
     def _ring(self) -> None:
         """What was heard since the clock was wound only moves its deadline away, so it is looked at when it rings."""
+        self._clock = None
         due_s, name, length_s = self._due()
         if self._loop.time() < due_s:
             self._wind()

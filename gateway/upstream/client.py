@@ -91,6 +91,7 @@ class HyperleapClient:
                 encode_message(message),
                 chat,
                 deadline_s=self._rules.queue_timeout_s,
+                keeps_nothing=True,
             )
         except BaseException as error:
             chat.cancel()

@@ -1,7 +1,7 @@
 """HTTP/2 frames: cut out of a byte stream, and written (RFC 9113, 4.1 and 6). Sans-IO."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from h2.errors import ErrorCodes
@@ -63,12 +63,20 @@ class FrameSplitter:
         self._rest = bytearray()
         self._wanted_bytes = HEADER_BYTES
 
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """Yield the frames that `data` completes; the caller must exhaust the iterator or drop the connection.
+    def feed(self, data: bytes) -> Iterable[Frame]:
+        """Yield the frames that `data` completes; the caller must exhaust the iterable or drop the connection.
 
         Raises FrameRefused at a header with a length above the limit, after the frames before it; nothing of its
         payload is kept.
         """
+        if not self._rest and len(data) >= HEADER_BYTES:
+            high, low, kind, flags, stream_id = _HEADER.unpack_from(data)
+            if len(data) - HEADER_BYTES == (high << 8) | low <= self._max_payload_bytes:
+                # One item is one frame is one TLS record, mostly.
+                return (Frame(kind, flags, stream_id & 0x7FFFFFFF, data[HEADER_BYTES:]),)
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> Iterator[Frame]:
         if self._rest:
             self._rest += data
             if len(self._rest) < self._wanted_bytes:

@@ -95,13 +95,15 @@ class Pool:
         receiver: Receiver,
         *,
         deadline_s: float,
+        keeps_nothing: bool = False,
     ) -> Stream:
         """Send a request; returns when it is on a connection, which is at once where one has room.
 
         `deadline_s` bounds the wait for that, connecting and every further attempt included; `headers` that many
-        requests have in common are best built once, by `headers`. Raises InvalidRequest,
-        ConnectFailed (ConnectTimedOut, TlsFailed, NoHttp2), QueueTimedOut, QueueFull or PoolClosed, all with
-        `processed` False; after the return, errors go to the receiver. Safe to cancel: the request is then withdrawn.
+        requests have in common are best built once, by `headers`. With `keeps_nothing` the receiver need not call
+        `consumed`. Raises InvalidRequest, ConnectFailed (ConnectTimedOut, TlsFailed, NoHttp2), QueueTimedOut, QueueFull
+        or PoolClosed, all with `processed` False; after the return, errors go to the receiver. Safe to cancel: the
+        request is then withdrawn.
         """
         if self._is_closed:
             raise PoolClosed("the pool is closed")
@@ -109,7 +111,7 @@ class Pool:
         if not isinstance(headers, Headers):
             headers = self.headers(headers)
         request = Request.build(self.origin, method, path, headers, body)
-        stream = Stream(self, request, receiver, deadline_s=loop.time() + deadline_s)
+        stream = Stream(self, request, receiver, deadline_s=loop.time() + deadline_s, keeps_nothing=keeps_nothing)
         if not self._queue and (connection := self._with_room()) is not None:
             self._put(stream, connection)
             return stream

@@ -204,35 +204,42 @@ class Session:
         if self._window_bytes < 0:
             raise FrameRefused("more than the connection's window", ErrorCodes.FLOW_CONTROL_ERROR)
         self.uncredited_bytes += size
-        stream = self._find(frame)
-        # Where there is none, it was under way when we reset the stream.
-        if stream is not None:
+        stream = self.streams.get(frame.stream_id)
+        if stream is None:
+            self._find(frame)  # if it is not idle: this was under way when we reset the stream
+        else:
             stream.window_bytes -= size
-            if stream.window_bytes < 0:
-                self._violate(stream, "the peer overran the stream's window", ErrorCodes.FLOW_CONTROL_ERROR)
-            else:
-                if size > len(data):
-                    stream.consumed(size - len(data))  # padding is nobody's to consume
-                self._take_data(stream, data, ends=bool(frame.flags & frames.END_STREAM))
+            is_usual = stream.answered and stream.expected_bytes is None and stream.window_bytes >= 0
+            if is_usual or self._is_in_order(stream, data):
+                # Credit that falls due comes first, for the receiver may leave. Padding is nobody's to consume.
+                returned = size if stream.keeps_nothing else size - len(data)
+                if returned:
+                    stream.credit_bytes += returned
+                    if stream.credit_bytes >= stream.credit_due_bytes:
+                        self.return_credit(stream)
+                if data:
+                    try:
+                        stream.receiver.data_received(data)
+                    except Exception:
+                        self._receiver_raised(stream)
+                if frame.flags & frames.END_STREAM and stream.session is self:
+                    self._end(stream)
         if self.uncredited_bytes >= self._credit_due_bytes:
             self._return_credit()
 
-    def _take_data(self, stream: Stream, data: bytes, *, ends: bool) -> None:
+    def _is_in_order(self, stream: Stream, data: bytes) -> bool:
+        """Count a part of the body; False when it may not come, and the stream has ended over it."""
+        if stream.window_bytes < 0:
+            self._violate(stream, "the peer overran the stream's window", ErrorCodes.FLOW_CONTROL_ERROR)
+            return False
+        stream.content_bytes += len(data)
         if not stream.answered:
             self._violate(stream, "the body came before the answer's headers", ErrorCodes.PROTOCOL_ERROR)
-            return
-        if stream.expected_bytes is not None:
-            stream.content_bytes += len(data)
-            if stream.content_bytes > stream.expected_bytes:
-                self._violate(stream, "the body is longer than its content-length", ErrorCodes.PROTOCOL_ERROR)
-                return
-        if data:
-            try:
-                stream.receiver.data_received(data)
-            except Exception:
-                self._receiver_raised(stream)
-        if ends and stream.session is self:
-            self._end(stream)
+            return False
+        if stream.expected_bytes is not None and stream.content_bytes > stream.expected_bytes:
+            self._violate(stream, "the body is longer than its content-length", ErrorCodes.PROTOCOL_ERROR)
+            return False
+        return True
 
     def _return_credit(self) -> None:
         """Give the whole connection window back on receipt, in portions of a quarter."""

@@ -23,7 +23,10 @@ class Receiver(Protocol):
     def headers_received(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
 
     def data_received(self, data: bytes) -> None:
-        """One DATA frame's payload, never empty; `Stream.consumed(len(data))` must follow sooner or later."""
+        """One DATA frame's payload, never empty.
+
+        `Stream.consumed(len(data))` must follow sooner or later, unless the stream was opened with `keeps_nothing`.
+        """
         ...
 
     def stream_ended(self) -> None: ...
@@ -43,6 +46,7 @@ class Stream:
         "expected_bytes",
         "expiry",
         "failure",
+        "keeps_nothing",
         "pool",
         "receiver",
         "request",
@@ -55,10 +59,13 @@ class Stream:
         "written",
     )
 
-    def __init__(self, pool: "Pool", request: Request, receiver: Receiver, *, deadline_s: float) -> None:
+    def __init__(
+        self, pool: "Pool", request: Request, receiver: Receiver, *, deadline_s: float, keeps_nothing: bool = False
+    ) -> None:
         self.pool = pool
         self.request = request
         self.receiver = receiver
+        self.keeps_nothing = keeps_nothing  # what the receiver is given is consumed
         self.deadline_s = deadline_s  # on the loop's clock, for getting onto a connection
         self.attempts = 0
         self.answered = False  # by headers, which the receiver has had; no attempt may follow

@@ -20,16 +20,16 @@ from gateway.protocol.hyperleap import (
     encode_message,
     encode_score,
     read_entry,
-    read_items,
+    read_item,
     refusal,
 )
 
 ID = "99999999-8888-4777-8666-555555555555"
 
 
-def read_item(value: Any) -> AnswerItem:
+def item_of(value: Any) -> AnswerItem:
     """Read one element of the vendor's array."""
-    return read_items([msgspec.json.decode(json.dumps(value), type=StreamItem)])[0]
+    return read_item(msgspec.json.decode(json.dumps(value), type=StreamItem))
 
 
 def without_nulls(value: Any) -> Any:
@@ -55,7 +55,7 @@ FULL = {
 
 def test_item_of_the_documented_example_is_a_delta() -> None:
     """The element of which a stream is made becomes text with its ids."""
-    assert read_item(FULL) == AnswerItem("Hel", ID, "r-1", role="assistant")
+    assert item_of(FULL) == AnswerItem("Hel", ID, "r-1", role="assistant")
 
 
 MEMBERS = st.fixed_dictionaries(
@@ -93,19 +93,19 @@ MEMBERS = st.fixed_dictionaries(
 @given(MEMBERS)
 def test_item_with_nulls_and_without_them_is_the_same(value: dict[str, Any]) -> None:
     """Null and absent mean the same in every member, at every depth."""
-    assert read_item(value) == read_item(without_nulls(value))
+    assert item_of(value) == item_of(without_nulls(value))
 
 
 @given(MEMBERS)
 def test_item_with_unknown_members_is_the_same(value: dict[str, Any]) -> None:
     """What the vendor adds one day disturbs nothing."""
-    assert read_item(value | {"new": {"deep": [1, None]}}) == read_item(value)
+    assert item_of(value | {"new": {"deep": [1, None]}}) == item_of(value)
 
 
 @given(MEMBERS)
 def test_item_loses_nothing_that_it_reports(value: dict[str, Any]) -> None:
     """The short way for plain deltas never drops a member that the long way would carry."""
-    item = read_item(value)
+    item = item_of(value)
     choice = value["choice"] or {}
     message = choice.get("message") or {}
     assert item.text == message.get("content")
@@ -136,14 +136,14 @@ def test_usage_zero_is_reported_and_missing_is_not(
     usage: dict[str, int | None] | None, expected: tuple[int, int, int] | None
 ) -> None:
     """A reported 0 is 0; only a usage that tells nothing is no usage."""
-    assert read_item(FULL | {"usage": usage}).usage == expected
+    assert item_of(FULL | {"usage": usage}).usage == expected
 
 
 def test_item_of_another_choice_keeps_its_index() -> None:
     """A second choice is not mistaken for the answer."""
     choice = FULL["choice"]
     assert isinstance(choice, dict)
-    assert read_item(FULL | {"choice": choice | {"index": 1}}).index == 1
+    assert item_of(FULL | {"choice": choice | {"index": 1}}).index == 1
 
 
 # --- conversations ------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_split_at_any_byte_yields_same_frames(parts: list[bytes], cuts: list[int
 def test_frame_above_the_limit_is_refused_at_its_header() -> None:
     """The frames before it come out first; its payload is not waited for."""
     whole = raw_frame(0, 0, 1, b"0123456789")
-    got = FrameSplitter(10).feed(whole + raw_frame(0, 0, 1, b"0123456789a")[:9])
+    got = iter(FrameSplitter(10).feed(whole + raw_frame(0, 0, 1, b"0123456789a")[:9]))
     assert next(got) == Frame(0, 0, 1, b"0123456789")
     with pytest.raises(FrameRefused) as caught:
         next(got)
