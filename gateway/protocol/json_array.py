@@ -123,7 +123,6 @@ class JsonArrayDecoder(Generic[T]):
     __slots__ = (
         "_decoder",
         "_depth",
-        "_error",
         "_escaped",
         "_in_string",
         "_items_decoded",
@@ -132,6 +131,7 @@ class JsonArrayDecoder(Generic[T]):
         "_offset",
         "_partial",
         "_state",
+        "error",
     )
 
     def __init__(self, item_type: type[T], *, max_item_bytes: int = MAX_ITEM_BYTES, max_depth: int = MAX_DEPTH) -> None:
@@ -144,7 +144,7 @@ class JsonArrayDecoder(Generic[T]):
         self._max_item_bytes = max_item_bytes
         self._max_depth = max_depth
         self._state = _START
-        self._error: ArrayError | None = None
+        self.error: ArrayError | None = None  # the fault that every further call raises, if one was found
         self._offset = 0  # of the piece at hand in the input
         self._items_decoded = 0
         # The item begun in an earlier piece, and where in it the scanner stands.
@@ -156,7 +156,7 @@ class JsonArrayDecoder(Generic[T]):
     def __repr__(self) -> str:
         return (
             f"<JsonArrayDecoder {self._state.name.lower()}, {self._items_decoded} items, {self._offset} bytes read, "
-            f"{len(self._partial)} held, error={self._error!r}>"
+            f"{len(self._partial)} held, error={self.error!r}>"
         )
 
     @property
@@ -164,14 +164,9 @@ class JsonArrayDecoder(Generic[T]):
         """Whether the array's `]` was seen."""
         return self._state is _CLOSED
 
-    @property
-    def error(self) -> ArrayError | None:
-        """The fault that every further call raises, if one was found."""
-        return self._error
-
     def feed(self, data: bytes) -> list[T]:
         """Takes the next piece of input and returns the items it completes, in order. Raises `ArrayError`."""
-        if self._error is not None:
+        if self.error is not None:
             self._raise_fault()
         items = self._decode_whole(data)
         if items is None:
@@ -183,14 +178,14 @@ class JsonArrayDecoder(Generic[T]):
 
     def finish(self) -> None:
         """Takes the end of the input. Raises a fault not yet told, or `ArrayTruncated` when `]` was not seen."""
-        if self._error is None and self._state is not _CLOSED:
+        if self.error is None and self._state is not _CLOSED:
             after = f"after {self._items_decoded} items and {self._offset} bytes"
             self._fail(ArrayTruncated(f"input ended {after}, before the closing bracket"))
         self._raise_fault()
 
     def _raise_fault(self) -> None:
-        if self._error is not None:
-            raise self._error.with_traceback(None)  # or each raise would add to the last one's traceback
+        if self.error is not None:
+            raise self.error.with_traceback(None)  # or each raise would add to the last one's traceback
 
     def _decode_whole(self, data: bytes) -> list[T] | None:
         """Decodes a piece that consists of whole items; None, with nothing changed, leaves it to the scanner."""
@@ -232,7 +227,7 @@ class JsonArrayDecoder(Generic[T]):
         items: list[T] = []
         position, end = 0, len(data)
         may_shorten = True
-        while position < end and self._error is None:
+        while position < end and self.error is None:
             if self._state is not _IN_ITEM:
                 if may_shorten and self._state is _AFTER_ITEM:
                     may_shorten = False  # once a piece, or a piece full of false seams would be gone over for each
@@ -328,5 +323,5 @@ class JsonArrayDecoder(Generic[T]):
         return f"item {self._items_decoded + 1}"
 
     def _fail(self, fault: ArrayError) -> None:
-        self._error = fault
+        self.error = fault
         self._partial.clear()

@@ -73,7 +73,7 @@ class HyperleapChat:
             if not self._answering:
                 self._answering = True
                 self._wind()  # the clock between tokens may run out before that of the first token would have
-            self._receiver.chat_items([read_item(item) for item in items])
+            self._receiver.chat_items(list(map(read_item, items)))
         if decoder.error is not None and not self._over:
             self._end(GatewayError(Code.UPSTREAM_MALFORMED))
 

@@ -60,15 +60,11 @@ class HeaderBlockReader:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
+        self.is_amid = False  # nothing but a CONTINUATION may come next
         self._first: Frame | None = None
         self._parts: list[bytes] = []
         self._last_block = b""
         self._last_lines: list[tuple[bytes, bytes]] = []
-
-    @property
-    def is_amid(self) -> bool:
-        """Whether nothing but a CONTINUATION may come next."""
-        return self._first is not None
 
     def receive(self, frame: Frame) -> HeaderBlock | None:
         """Take the next frame, of whatever kind while `is_amid`, else HEADERS; None until the block is complete.
@@ -84,9 +80,11 @@ class HeaderBlockReader:
         if frame.flags & END_HEADERS:
             block = b"".join((*self._parts, part)) if self._parts else part
             self._first = None
+            self.is_amid = False
             self._parts.clear()
             return HeaderBlock(first.stream_id, self._decode(block), bool(first.flags & END_STREAM))
         self._first = first
+        self.is_amid = True
         self._parts.append(part)
         if len(self._parts) >= MAX_FRAMES:
             raise FrameRefused(f"a header block of more than {MAX_FRAMES} frames", ErrorCodes.ENHANCE_YOUR_CALM)

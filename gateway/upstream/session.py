@@ -68,7 +68,7 @@ class Session:
         self._header_blocks = HeaderBlockReader(self._control.decoder)
         self._out: list[bytes] = []
         self._send_window_bytes = self.peer_settings.initial_window_size  # of a new stream
-        self.uploads = Uploads(self._control, self._emit)
+        self.uploads = Uploads(self._control, self._out.append)
 
     @property
     def peer_settings(self) -> Settings:
@@ -77,21 +77,23 @@ class Session:
     def greet(self) -> None:
         """Prepare the preface, our SETTINGS and the connection's window."""
         self._control.greet()
+        self._take_from_control()
 
     def ping(self) -> None:
         self._control.ping()
+        self._take_from_control()
 
     def say_goodbye(self, code: ErrorCodes) -> None:
         self._control.say_goodbye(code)
+        self._take_from_control()
 
     def reset_all(self) -> None:
         """RST_STREAM(CANCEL) for every stream, for the last write; the streams stay listed."""
         for stream_id in self.streams:
-            self._emit(frames.rst_stream(stream_id, ErrorCodes.CANCEL))
+            self._out.append(frames.rst_stream(stream_id, ErrorCodes.CANCEL))
 
     def data_to_send(self) -> bytes:
         """Take what has to be written; from here on the peer may have seen the requests in it."""
-        self._take_from_control()
         data = b"".join(self._out)
         self._out.clear()
         for stream in self._unwritten:
@@ -99,11 +101,8 @@ class Session:
         self._unwritten.clear()
         return data
 
-    def _emit(self, frame: bytes) -> None:
-        self._take_from_control()  # first, so that an acknowledgement stays behind what went before the SETTINGS
-        self._out.append(frame)
-
     def _take_from_control(self) -> None:
+        """Take what h2 wrote at once, so that an acknowledgement stays behind what went before the SETTINGS."""
         if self._control.has_to_send:
             self._out.append(self._control.data_to_send())
 
@@ -129,7 +128,7 @@ class Session:
         if stream_id >= _HIGHEST_STREAM_ID - 2:
             self.draining = True  # ids are used up
         limit = self._control.max_frame_bytes
-        self._emit(frames.headers(stream_id, block, end_stream=not request.body, max_payload_bytes=limit))
+        self._out.append(frames.headers(stream_id, block, end_stream=not request.body, max_payload_bytes=limit))
         if request.body:
             self.uploads.add(stream)
         self._host.flush_soon()
@@ -142,7 +141,7 @@ class Session:
         """Return what a stream's receiver has consumed to the peer (RFC 9113, 6.9)."""
         increment, stream.credit_bytes = stream.credit_bytes, 0
         stream.window_bytes += increment
-        self._emit(frames.window_update(stream.stream_id, increment))
+        self._out.append(frames.window_update(stream.stream_id, increment))
         self._host.flush_soon()
 
     # Frames in
@@ -162,6 +161,7 @@ class Session:
         except Exception as error:  # h2 may raise more than its own errors on bytes from outside
             violation = ProtocolViolated(f"the peer broke HTTP/2's rules ({type(error).__name__})")
             violation.__cause__ = error
+            self._take_from_control()  # where it is the peer's fault, h2's GOAWAY
             self._host.violated(violation, None)
 
     def _receive(self, frame: Frame) -> None:
@@ -183,9 +183,10 @@ class Session:
             raise FrameRefused("a frame that has no place here", ErrorCodes.PROTOCOL_ERROR)
         else:
             has_settings, has_window = self._control.receive(frame.raw)
+            self._take_from_control()
             if has_settings:
                 self._settle()
-            if self._control.has_to_send or (has_window and self.uploads.window_changed()):
+            if self._out or (has_window and self.uploads.window_changed()):
                 self._host.flush_soon()
 
     def _find(self, frame: Frame | HeaderBlock) -> Stream | None:
@@ -244,7 +245,7 @@ class Session:
     def _return_credit(self) -> None:
         """Give the whole connection window back on receipt, in portions of a quarter."""
         self._window_bytes += self.uncredited_bytes
-        self._emit(frames.window_update(0, self.uncredited_bytes))
+        self._out.append(frames.window_update(0, self.uncredited_bytes))
         self.uncredited_bytes = 0
         self._host.flush_soon()
 
@@ -358,7 +359,7 @@ class Session:
     def _reset(self, stream: Stream, code: ErrorCodes) -> None:
         """RST_STREAM, on the wire before this returns (if the socket takes it)."""
         self._detach(stream, is_left=True)
-        self._emit(frames.rst_stream(stream.stream_id, code))
+        self._out.append(frames.rst_stream(stream.stream_id, code))
         self._observer.stream_reset(code, by_peer=False)
         self._host.flush()
 
