@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import io
 import json
 import logging
@@ -17,10 +18,10 @@ from hypothesis import strategies as st
 from gateway.options import LoggingSettings
 from gateway.sections import Secret
 from gateway.telemetry import logging as logging_module
+from gateway.telemetry import redaction
 from gateway.telemetry.logging import (
     CONCEALED_MAX,
     QUIET,
-    Redactor,
     Throttle,
     bound,
     conceal,
@@ -28,6 +29,7 @@ from gateway.telemetry.logging import (
     event,
     throttled,
 )
+from gateway.telemetry.redaction import Redactor
 
 logger = logging.getLogger("gateway.test")
 GATHERED = ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks")  # what configure sets
@@ -39,7 +41,8 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
+def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(logging_module, "_throttle", Throttle())
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     gathered = {name: getattr(logging, name) for name in GATHERED if hasattr(logging, name)}
@@ -53,9 +56,12 @@ def _restored() -> Iterator[None]:
         setattr(logging, name, kept)
 
 
-@pytest.fixture
-def stream() -> io.StringIO:
+@pytest.fixture(params=["alone", "among others"])
+def stream(request: pytest.FixtureRequest) -> io.StringIO:
+    """Where our lines go, written without a record where nobody else listens, and from one where pytest does."""
     stream = io.StringIO()
+    if request.param == "alone":
+        logging.getLogger().handlers.clear()
     configure(LoggingSettings(level="info"), secrets=[Secret("hl-vendor-key")], stream=stream)
     return stream
 
@@ -180,7 +186,7 @@ def test_innocent_text_is_left_alone() -> None:
 
 
 CREDENTIALS = st.one_of(
-    st.from_regex(logging_module._CREDENTIALS),
+    st.from_regex(redaction._CREDENTIALS),
     st.sampled_from(
         ["hl-vendor-key", "HGT_x", "Cookie: x", "a://b:c@", "&Token=x", "ba\u017fic SECRETSECRET", "\u212aey"]
     ),
@@ -216,6 +222,91 @@ def test_any_value_becomes_one_valid_line(value: object) -> None:
     event(logger, logging.ERROR, "odd", value=value, other=object)
     (line,) = stream.getvalue().split("\n")[:-1]
     assert json.loads(line)["event"] == "odd"
+
+
+class Word(enum.StrEnum):
+    PLAIN = "stop"
+    SECRET = "hgs_SECRET"
+
+
+TOLD = st.one_of(
+    CREDENTIALS,
+    LEAF,
+    st.sampled_from(Word),
+    st.lists(st.one_of(CREDENTIALS, st.integers())),
+    st.text().map(ValueError),
+    st.text().map(str.encode),
+)
+NAMES = st.sampled_from(["ts", "level", "logger", "event", "error_", "worker", "request_id", "turn_id", "tenant", "n"])
+
+
+@given(st.dictionaries(NAMES, TOLD), st.sampled_from(["turn.ended", "hl-vendor-key"]))
+def test_event_is_the_same_line_whoever_listens(fields: dict[str, Any], name: str) -> None:
+    """What is written without a record is what its record would be written as, to the letter."""
+    told: list[str] = []
+    for others in ([], [logging.NullHandler()]):
+        stream = io.StringIO()
+        logging.getLogger().handlers[:] = others
+        configure(LoggingSettings(), secrets=[Secret("hl-vendor-key")], stream=stream, worker="3")
+        with bound(request_id="r-1", turn_id="t-1"):
+            event(logger, logging.INFO, name, **fields)
+        (line,) = stream.getvalue().split("\n")[:-1]
+        told.append(re.sub(r'^{"ts":"[^"]*"', "{", line))
+    assert told[0] == told[1]
+
+
+class Listener(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(f"{record.getMessage()} {record.__dict__['fields']}")
+
+
+@pytest.mark.parametrize("where", ["", "gateway", "gateway.test"])
+def test_handler_of_another_gets_records(where: str) -> None:
+    """Whoever listens to a logger or above it is given the record of an event, and our own line stays one."""
+    stream, listener = io.StringIO(), Listener()
+    logging.getLogger().handlers.clear()
+    configure(LoggingSettings(), stream=stream)
+    other = logging.getLogger(where)
+    event(logger, logging.INFO, "before")
+    other.addHandler(listener)
+    try:
+        event(logger, logging.INFO, "turn.ended", n=1)
+    finally:
+        other.removeHandler(listener)
+    event(logger, logging.INFO, "after")
+    assert listener.heard == ["turn.ended {'n': 1}"]
+    assert [line["event"] for line in lines(stream)] == ["before", "turn.ended", "after"]
+
+
+def test_filter_and_propagation_are_heeded(stream: io.StringIO) -> None:
+    """A logger whose events are filtered, or go no further, is silent as the standard library would have it."""
+    quiet = logging.getLogger("gateway.test.quiet")
+    quiet.addFilter(lambda record: record.getMessage() != "secret")
+    event(quiet, logging.INFO, "secret")
+    event(quiet, logging.INFO, "open")
+    quiet.propagate = False
+    try:
+        event(quiet, logging.INFO, "kept")
+    finally:
+        quiet.propagate = True
+        quiet.filters.clear()
+    assert [line["event"] for line in lines(stream)] == ["open"]
+
+
+def test_value_that_cannot_be_told_harms_nobody(stream: io.StringIO) -> None:
+    """An event with a value that fails to become words is dropped; its caller goes on."""
+
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError("broken")
+
+    event(logger, logging.INFO, "odd", value=Broken())
+    event(logger, logging.INFO, "turn.ended")
+    assert [line["event"] for line in lines(stream)] == ["turn.ended"]
 
 
 def test_lone_surrogates_do_not_lose_the_line(stream: io.StringIO) -> None:
