@@ -1,8 +1,16 @@
 """Server-sent events: a response whose body is written straight to the connection as events happen.
 
-aiohttp parses the request and sends the headers; from then on a reader at the head of its turn is written to
+aiohttp parses the request and makes the headers; from then on a reader at the head of its turn is written to
 from the upstream's data callback, without a task being woken. Only what aiohttp would do is done here: the
-chunked framing (RFC 9112 section 7.1), under the connection's own flow control.
+chunked framing (RFC 9112 section 7.1), under the connection's own flow control. The headers go out with the first
+events, if there are any yet, and the end of the body with the ending: three of a short turn's writes less, and each
+is a system call that costs more than all else that is done for an event.
+
+It leans on this of aiohttp, not documented, and ``tests/transports/test_sse.py`` fails when it is otherwise:
+
+- a ``StreamResponse`` whose ``_send_headers_immediately`` is false leaves its headers with its writer, as
+  ``_headers_buf``, until something is written; ``_headers_written`` says that they need not be sent any more;
+- a writer that is not ``chunked`` ends a body by writing nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +22,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http_writer import StreamWriter
 
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import Entry
+from gateway.core.events import Entry, is_ending
 from gateway.core.identity import Door
 from gateway.protocol.native import encode_json, encode_sse, problem
 from gateway.protocol.sse import encode_comment, encode_event, encode_retry
@@ -28,7 +37,9 @@ from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, REVOKED_S, orig
 logger = logging.getLogger(__name__)
 
 HIGH_WATER_BYTES: Final = 65_536  # unsent bytes from which a reader is pulled instead of pushed to
+OPEN: Final = encode_comment("open")
 KEEPALIVE: Final = encode_comment("keep-alive")
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 def encode_plain(turn_id: str, conversation_id: str, entries: Sequence[Entry]) -> bytes:
@@ -39,12 +50,17 @@ def encode_plain(turn_id: str, conversation_id: str, entries: Sequence[Entry]) -
 
 
 def encode_chunked(turn_id: str, conversation_id: str, entries: Sequence[Entry]) -> bytes:
-    """Encode entries as one chunk of a chunked body."""
-    return chunk(encode_plain(turn_id, conversation_id, entries))
+    """Encode entries as one chunk of a chunked body; with a turn's ending the body ends."""
+    data = chunk(encode_plain(turn_id, conversation_id, entries))
+    return data + LAST_CHUNK if is_ending(entries[-1].event) else data
 
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class _Response(web.StreamResponse):
+    _send_headers_immediately = False
 
 
 class SseStream:
@@ -55,16 +71,21 @@ class SseStream:
         self._edge = request.app[EDGE]
         self._chunked = request.version >= HttpVersion11
         self._encoder = encode_chunked if self._chunked else encode_plain
+        writer = request.writer
+        assert isinstance(writer, StreamWriter)
+        self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._written_at_s = self._loop.time()
         self._keepalive: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
         self._cut_off: asyncio.TimerHandle | None = None
         self._lost: GatewayError | None = None
+        self._begun = b""  # the beginning of the answer, until it is written
+        self._complete = False  # the ending is written, and nothing may follow
         self.principal = request[PRINCIPAL]
         self.origin = origin_of(request)
         self.door: Door = "sse"
-        self.response = web.StreamResponse(
+        self.response = _Response(
             headers={
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
                 hdrs.CACHE_CONTROL: "no-store",
@@ -79,15 +100,16 @@ class SseStream:
             self.response.enable_chunked_encoding()
         await self.response.prepare(self._request)
         transport = self._request.transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             raise ConnectionResetError("client left before the stream began")
         self._transport: asyncio.WriteTransport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._begun = self._take_headers() + self._framed(encode_retry(self._edge.rules.retry_ms) + OPEN)
+        self._loop.call_soon(self._begin)  # unless an event takes it along before
         metrics = self._edge.metrics
         metrics.stream_opened("sse")
         self._subscription = subscription
         self._edge.open.add(self)
-        self._put(encode_retry(self._edge.rules.retry_ms) + encode_comment("open"))
         self._keepalive = self._loop.call_later(self._edge.rules.keepalive_s, self._keep_alive)
         error = self._edge.auth.lost(self.principal, self.origin, self.door)  # since the request was let in
         if error is not None:
@@ -115,6 +137,9 @@ class SseStream:
             retry_ms = self._edge.rules.retry_ms
             self._put(encode_retry(random.randint(retry_ms // 4, retry_ms)))  # noqa: S311 - spreads load
             self._request.protocol.close()  # after the answer: it would be asked for the next one too
+        self._begin()
+        if self._complete:
+            self._writer.chunked = False
         await self.response.write_eof()
         if self._cut_off is not None:
             self._cut_off.cancel()
@@ -129,7 +154,11 @@ class SseStream:
         if transport.get_write_buffer_size() > self._edge.rules.reader_lag_bytes:
             self._let_go()
             return True
-        transport.write(batch.encoded(self._encoder))
+        data = batch.encoded(self._encoder)
+        if self._begun:
+            data, self._begun = self._begun + data, b""
+        transport.write(data)
+        self._complete = batch.ends
         self._written_at_s = self._loop.time()
         return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
 
@@ -138,13 +167,13 @@ class SseStream:
         await self.drain()
 
     async def drain(self) -> None:
-        writer = self._request.writer
-        try:
-            async with asyncio.timeout(self._edge.rules.reader_lag_s):
-                await writer.drain()
-        except TimeoutError:
-            self._let_go()
-            raise ConnectionResetError("reader lagged") from None
+        if self._transport.get_write_buffer_size() > 0:  # with nothing unsent there is nothing to wait for
+            try:
+                async with asyncio.timeout(self._edge.rules.reader_lag_s):
+                    await self._writer.drain()
+            except TimeoutError:
+                self._let_go()
+                raise ConnectionResetError("reader lagged") from None
         if self._transport.is_closing():
             raise ConnectionResetError("client left")
 
@@ -173,9 +202,28 @@ class SseStream:
             self._cut_off = self._loop.call_later(REVOKED_S, self._transport.abort)
             self._subscription.leave()
 
+    def _take_headers(self) -> bytes:
+        """Take the headers that aiohttp has made and not sent."""
+        writer = self._writer
+        headers = writer._headers_buf
+        assert headers is not None
+        writer._headers_buf, writer._headers_written = None, True
+        writer.output_size += len(headers)  # by which it is known that an answer has begun
+        return headers
+
+    def _begin(self) -> None:
+        """Write the beginning of the answer, if no event has taken it along."""
+        if self._begun:
+            self._put(b"")
+
+    def _framed(self, data: bytes) -> bytes:
+        return chunk(data) if self._chunked else data
+
     def _put(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(chunk(data) if self._chunked else data)
+        """Write what is no event: the beginning of the answer, where it is still due, then ``data``."""
+        if not self._transport.is_closing() and not self._complete:
+            begun, self._begun = self._begun, b""
+            self._transport.write(begun + self._framed(data) if data else begun)
             self._written_at_s = self._loop.time()
 
     def _tell(self, error: GatewayError) -> None:
