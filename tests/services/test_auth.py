@@ -6,6 +6,7 @@ import base64
 import hmac
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -64,6 +65,23 @@ async def test_token_is_proved_without_the_store(tenant: Tenant) -> None:
     once = Sessions(auth).for_user(tenant.id, user_id="u1", single_use=True).token
     assert await refused(auth, once) is Code.STORE_UNAVAILABLE  # whether it was used nobody can say
     await away.aclose()
+
+
+async def test_token_shown_again_names_the_same_user_as_its_tenant_is_now(keys: CountedKeys, tenant: Tenant) -> None:
+    """A principal is made once a token, and anew when its tenant is another or another token has its id."""
+    auth = auth_of(keys, tenant)
+    token = await user_token(auth, tenant, personas=["other"], ttl_s=60)
+    first = await auth.principal(token, ORIGIN)
+    assert await auth.principal(token, ORIGIN) is first
+    changed = replace(tenant, origins=frozenset({FOREIGN}))
+    auth.tenants.replace({tenant.id: changed})
+    assert await refused(auth, token, ORIGIN) is Code.ORIGIN_NOT_ALLOWED
+    now = await auth.principal(token, FOREIGN)
+    assert now == replace(first, tenant=changed)
+    twin = signed(claims_of(token) | {"sub": "u2"})
+    assert (await auth.principal(twin, None)).user_id == "u2"
+    assert (await auth.principal(token, None)).user_id == "u1"
+    assert (await auth.principal(twin, None)).user_hash == auth.user_hash(tenant.id, "u2")
 
 
 async def test_user_hash_differs_between_users_tenants_and_peppers(keys: CountedKeys, tenant: Tenant) -> None:
