@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
 def timestamp() -> str:
     """Return the current time in ISO 8601 with milliseconds and ``Z``."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, ms = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_date(second)}.{ms:03}Z"
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def iso(at_s: float) -> str:

@@ -48,9 +48,10 @@ _STATUS: Final = {
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id and trace, then count and log it once, when its answer is over."""
     shown = request.headers.get("x-request-id", "")
-    request_id = shown if _REQUEST_ID.fullmatch(shown) else secrets.token_hex(8)
+    fresh = secrets.token_hex(32)  # for all ids at once: each read of the system's entropy is a call of its own
+    request_id = shown if shown and _REQUEST_ID.fullmatch(shown) else fresh[:16]
     request[REQUEST_ID] = request_id
-    request[_TRACE] = _trace(request.headers.get("traceparent", ""))
+    request[_TRACE] = _trace(request.headers.get("traceparent", ""), fresh[16:48], fresh[48:])
     token = LOGGED_REQUEST_ID.set(request_id)
     request[_TOLD] = told = Told()
     TOLD.set(told)  # seen by what this request's task starts, and gone with it or overwritten by the next
@@ -172,8 +173,10 @@ async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> Non
         headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(PREFLIGHT_MAX_AGE_S)
 
 
-def _trace(shown: str) -> str:
+def _trace(shown: str, trace_id: str, span_id: str) -> str:
     """Continue the caller's trace with a span of our own, or begin one (W3C Trace Context)."""
-    match = _TRACEPARENT.fullmatch(shown)
-    trace_id, flags = (match[1], match[2]) if match else (secrets.token_hex(16), "00")
-    return f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"
+    flags = "00"
+    match = _TRACEPARENT.fullmatch(shown) if shown else None
+    if match is not None:
+        trace_id, flags = match[1], match[2]
+    return f"00-{trace_id}-{span_id}-{flags}"
