@@ -126,6 +126,7 @@ class SseStream:
         finally:
             self._keepalive.cancel()
             self._edge.open.discard(self)
+            self._subscription = None  # which has this stream as its sink: a cycle would keep the whole request
             metrics.stream_closed("sse")
             if subscription.resumed:
                 metrics.resumed("sse", subscription.replayed)

@@ -119,7 +119,7 @@ class _Collector:
         self.door: Door | None = None
         self.lost: GatewayError | None = None
         self.ending: Ending | None = None
-        self._subscription = subscription
+        self._subscription: Subscription | None = subscription
 
     def push(self, batch: Batch, /) -> bool:
         if batch.ends:
@@ -142,7 +142,12 @@ class _Collector:
 
     def revoke(self, error: GatewayError) -> None:
         self.lost = error
-        self._subscription.leave()
+        if self._subscription is not None:
+            self._subscription.leave()
+
+    def release(self) -> None:
+        """Let go of the subscription, which has this as its sink: a cycle would keep the whole request."""
+        self._subscription = None
 
 
 async def _wait(request: web.Request, principal: Principal, turn_id: TurnId) -> web.Response:
@@ -157,6 +162,7 @@ async def _wait(request: web.Request, principal: Principal, turn_id: TurnId) -> 
             await subscription.deliver(collector)
     finally:
         edge.open.discard(collector)
+        collector.release()
     ending = collector.ending
     if collector.lost is not None or edge.auth.revoked(principal):
         raise collector.lost or GatewayError(Code.REVOKED)

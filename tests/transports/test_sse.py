@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 from asyncio import selector_events
 from collections.abc import AsyncIterator
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from gateway.transports import turns
+from gateway.transports.sse import SseStream
 from tests.conftest import Running, StartGateway
 from tests.transports.client import PATIENCE_S, Client, check_log, eventually
 from tests.transports.conftest import SignIn
@@ -182,3 +185,21 @@ async def test_no_keepalive_follows_the_ending(start_gateway: StartGateway, sign
             body = await line.body()
             assert b": keep-alive\n\n" in body
             assert b"event: turn.completed\n" in body[-2000:]
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+async def test_answer_leaves_nothing_to_the_collector_of_cycles(accept: str, running: Running, client: Client) -> None:
+    """What a request for a turn held is free when it is answered: a cycle would keep all of it until a collection."""
+
+    def held() -> list[object]:
+        return [found for found in gc.get_objects() if isinstance(found, SseStream | turns._Collector)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        path = f"/v1/conversations/{await client.conversation()}/turns"
+        answer = await client.call("POST", path, {"message": "Hi #tokens=2"}, Accept=accept)
+        assert answer.status == 200
+        await eventually(lambda: not held(), "the request to be let go of")
+    finally:
+        gc.enable()
