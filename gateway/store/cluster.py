@@ -99,7 +99,7 @@ class Cluster:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
         for node in self._nodes.values():
-            await node.drop_idle()
+            node.drop_idle()
 
     async def _read(self) -> None:
         """Read the map from the first node that tells it; without one, the map stays as it is."""
@@ -138,7 +138,7 @@ class Cluster:
         for address, node in list(self._nodes.items()):
             if node not in owners:
                 del self._nodes[address]
-                await node.drop_idle()
+                node.drop_idle()
 
     def _own(self, first: int, last: int, owner: Node) -> None:
         """Give slots to a node. It inherits when they last failed: their keys were as unreachable under its name."""

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
 
-import redis.asyncio as redis_asyncio
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, ResponseError, TryAgainError
+from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError
+from redis.exceptions import ConnectionError as ConnectionLost
 
 from gateway.store.breaker import Breaker
 from gateway.store.connections import give_up
+from gateway.store.line import Line
+from gateway.store.patience import Patience
+from gateway.store.waiting import Batch
 
 Connect = Callable[[], Awaitable[AbstractConnection]]
-Packed = tuple[object, bytes]  # a command's name, and the command as it goes over the wire
-
-# redis-py's shaping of the replies to INFO, CONFIG GET and such, as its RESP3 client would do it.
-SHAPES: Final[Mapping[Any, Callable[[Any], Any]]] = redis_asyncio.Redis(
-    protocol=3, legacy_responses=False
-).response_callbacks
-ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
 
 
 class Node:
@@ -34,67 +31,116 @@ class Node:
         self.failure: BaseException | None = None
         self.lost = lost  # told of every failure and every refusal: whoever knows may look for another server
         self._connect = connect
-        self._idle: list[AbstractConnection] = []
-        self._places = asyncio.Semaphore(connections)
+        self._idle: list[Line] = []
+        self._places = connections  # as many batches may be on their way at a time
+        self._used = 0
+        self._waiting: deque[Batch] = deque()
+        self._dialling: dict[Batch, asyncio.Task[Line]] = {}
+        self._loop: asyncio.AbstractEventLoop
         self._age = 0  # raised by every failure; connections of an earlier age are not used again
 
-    async def exchange(self, commands: Sequence[Packed], *, asking: bool = False) -> list[Any]:
-        """Send commands together and return their replies; an error reply is a ResponseError among them.
+    def send(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+        """Send a batch as soon as there is a connection for it, and end it by its deadline whatever happens.
 
-        Raises one of AWAY when the connection cannot be had or breaks. Waits as long as it is let: bound it by
-        cancelling. A connection that was left in the middle of its replies is dropped, never used again.
+        A connection that breaks, or that is left in the middle of its replies, is closed and never used again.
         """
-        async with self._places:
-            connection = await self._connection()
-            age, whole = self._age, False
-            try:
-                parts = [packed for _, packed in commands]
-                if asking:  # counts for the next command only, so each of them needs its own
-                    parts = [ASKING + packed for packed in parts]
-                await connection.send_packed_command(b"".join(parts), check_health=False)
-                replies = []
-                for name, _ in commands:
-                    if asking:
-                        await connection.read_response()
-                    try:
-                        reply = await connection.read_response()
-                    except ResponseError as error:
-                        replies.append(error)
-                    else:
-                        replies.append(SHAPES[name](reply) if name in SHAPES else reply)
-                whole = True
-            finally:
-                if whole and age == self._age:
-                    self._idle.append(connection)
-                else:
-                    await give_up(connection)
-            return replies
+        self._loop = loop
+        self._waiting.append(batch)
+        self._serve()
+        if not batch.over:
+            batch.patience = Patience(loop, batch.deadline_s, partial(self._expire, batch))
 
-    async def fail(self, error: BaseException, *, trial: bool) -> None:
+    def fail(self, error: BaseException, *, trial: bool) -> None:
         """Note that the server was away: open the breaker, drop the connections. ``trial`` as for the breaker."""
         self.note_failure(error)
         self.breaker.fail(trial=trial)
-        await self.drop_idle()
+        self.drop_idle()
         self.lost()
 
     def note_failure(self, error: BaseException) -> None:
         """Note that a part of the server does not work; the rest of it may."""
         self.failed_at_s, self.failure = time.monotonic(), error
 
-    async def drop_idle(self) -> None:
-        """Close the connections that nobody uses, and those in use as soon as they are given back. Never suspends."""
+    def drop_idle(self) -> None:
+        """Close the connections that nobody uses, and those in use as soon as they are given back."""
         self._age += 1
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await give_up(connection)
-
-    async def _connection(self) -> AbstractConnection:
         while self._idle:
-            connection = self._idle.pop()
-            if not await connection.can_read():  # else it was closed by the peer, or says what nobody asked for
-                return connection
+            self._idle[-1].close()
+
+    def _serve(self) -> None:
+        """Let those who have waited longest have what places are free."""
+        while self._waiting and self._used < self._places:
+            batch = self._waiting.popleft()
+            self._used += 1
+            line = self._idle_line()
+            if line is not None:
+                self._start(batch, line)
+            else:
+                task = self._dialling[batch] = self._loop.create_task(self._dial())
+                task.add_done_callback(partial(self._dialled, batch))
+
+    def _idle_line(self) -> Line | None:
+        while self._idle:
+            if self._idle[-1].usable:
+                return self._idle.pop()
+            self._idle[-1].close()
+        return None
+
+    async def _dial(self) -> Line:
+        connection = await self._connect()
+        try:
+            if await connection.can_read():
+                raise ConnectionLost("the server said what nobody asked for")
+            return Line(connection, on_free=self._freed, on_lost=self._lost)
+        except BaseException:
             await give_up(connection)
-        return await self._connect()
+            raise
+
+    def _dialled(self, batch: Batch, task: asyncio.Task[Line]) -> None:
+        self._dialling.pop(batch, None)
+        error = ConnectionLost("connecting was cancelled") if task.cancelled() else task.exception()
+        if error is not None:
+            self._leave()
+            batch.end((), error)
+        elif batch.over:  # meanwhile
+            task.result().age = self._age
+            self._freed(task.result())
+        else:
+            self._start(batch, task.result())
+
+    def _start(self, batch: Batch, line: Line) -> None:
+        batch.close, line.age = line.close, self._age
+        line.send(batch)
+
+    def _expire(self, batch: Batch) -> None:
+        if batch.close is not None:
+            batch.close(TimeoutError())
+            return
+        dialling = self._dialling.pop(batch, None)
+        if dialling is not None:
+            dialling.cancel()
+        else:
+            self._waiting.remove(batch)
+        batch.end((), TimeoutError())
+
+    def _freed(self, line: Line) -> None:
+        if line.age == self._age:
+            self._idle.append(line)
+            self._leave()
+        else:
+            line.close()
+
+    def _lost(self, line: Line) -> None:
+        if line in self._idle:
+            self._idle.remove(line)
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Give a place back. It is another's in the next round of the loop, after what was learnt by its last use."""
+        self._used -= 1
+        if self._waiting:
+            self._loop.call_soon(self._serve)
 
 
 def away(reply: object) -> bool:

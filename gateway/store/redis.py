@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any, Final
 
@@ -23,10 +24,9 @@ from gateway.core.identity import TenantId
 from gateway.store.cluster import Cluster, key_of
 from gateway.store.connections import AWAY
 from gateway.store.node import Node, away, away_wholly
-from gateway.store.patience import Patience
 from gateway.store.subscriber import Subscriber
 from gateway.store.topology import Alone
-from gateway.store.waiting import Call, refuse
+from gateway.store.waiting import Batch, Call, refuse
 from gateway.store_url import StoreUrl
 from gateway.telemetry.logging import throttled
 
@@ -133,16 +133,20 @@ class Redis:
         self._timeout_s = timeout_s
         self._observer = observer
         self._queue: list[Call] = []
-        self._flushes: set[asyncio.Task[None]] = set()
+        self._under_way: set[Batch] = set()
+        self._quiet: asyncio.Future[None] | None = None  # done when nothing is under way any more
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failed_at_s: float | None = None
         self._noted_at_s: float | None = None
 
     async def aclose(self) -> None:
         """Wait for the commands under way, then close the connections."""
-        while self._flushes or self._queue:
-            await asyncio.gather(*self._flushes, return_exceptions=True)
-            await asyncio.sleep(0)
+        while self._under_way or self._queue:
+            if self._under_way:
+                self._quiet = self._quiet or asyncio.get_running_loop().create_future()
+                await asyncio.shield(self._quiet)
+            else:
+                await asyncio.sleep(0)  # they go out in this tick
         await self._servers.aclose()
 
     async def call(self, *command: Argument) -> Any:
@@ -150,24 +154,16 @@ class Redis:
 
         In a Cluster the command's first argument must be its key, or a script's first key; a batch is split by node.
         """
-        # Packed here, so that an argument that no UTF-8 can carry is its sender's error and not the whole batch's.
-        packed: bytes = pack_command(command)  # type: ignore[arg-type]  # hiredis names a tuple of one
-        key = key_of(command) if self._routed else None
-        loop = self._loop or self._keep_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        if not self._queue:
-            loop.call_soon(self._flush)
-        self._queue.append(Call(command[0], key, packed, future))
-        return await future
+        return await self._issue(command)
 
     async def run(self, script: Script, keys: Iterable[str], arguments: Iterable[Argument]) -> Any:
         """Run a script by its digest, or by its text where the server does not have it yet."""
-        keys = list(keys)
+        keys = tuple(keys)
         tail: tuple[Argument, ...] = (len(keys), *keys, *arguments)
         try:
-            return await self.call("EVALSHA", script.sha, *tail)
+            return await self._issue(("EVALSHA", script.sha, *tail))
         except NoScriptError:
-            return await self.call("EVAL", script.source, *tail)
+            return await self._issue(("EVAL", script.source, *tail))
 
     def pubsub(self) -> Subscriber:
         """Return a redis-py PubSub on a connection of its own, to the master or to any live node of a Cluster.
@@ -194,7 +190,7 @@ class Redis:
             if other.breaker.is_due and self._loop is not None:
                 probe = Call("PING", None, PING, self._loop.create_future())
                 probe.future.add_done_callback(asyncio.Future.exception)  # a refusal of the probe is no news
-                self._spawn(self._send(other, [probe], self._loop.time() + self._timeout_s))
+                self._send(other, [probe], self._loop.time() + self._timeout_s)
         if failing:
             return 0.0
         failed_at_s = self._noted_at_s if node else self._failed_at_s
@@ -206,76 +202,76 @@ class Redis:
         """Count it as a failure for ``healthy_s`` that another connection, such as a subscriber's, was lost."""
         self._failed_at_s = self._noted_at_s = time.monotonic()
 
+    def _issue(self, command: Sequence[Argument]) -> asyncio.Future[Any]:
+        # Packed here, so that an argument that no UTF-8 can carry is its sender's error and not the whole batch's.
+        packed: bytes = pack_command(command)  # type: ignore[arg-type]  # hiredis names a tuple of one
+        key = key_of(command) if self._routed else None
+        loop = self._loop or self._keep_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        if not self._queue:
+            loop.call_soon(self._flush)
+        self._queue.append(Call(command[0], key, packed, future))
+        return future
+
     def _keep_loop(self) -> asyncio.AbstractEventLoop:
         """Asking for the running loop is a system call on Python 3.11, and a client lives on one loop."""
         self._loop = asyncio.get_running_loop()
         return self._loop
 
     def _flush(self) -> None:
-        batch, self._queue = self._queue, []
-        loop = self._loop or self._keep_loop()
-        deadline_s = loop.time() + self._timeout_s
-        for node, calls in self._servers.split(batch):
-            self._spawn(self._send(node, calls, deadline_s))
+        calls, self._queue = self._queue, []
+        deadline_s = (self._loop or self._keep_loop()).time() + self._timeout_s
+        for node, its_calls in self._servers.split(calls):
+            self._send(node, its_calls, deadline_s)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = (self._loop or self._keep_loop()).create_task(work)
-        self._flushes.add(task)
-        task.add_done_callback(self._flushes.discard)
-
-    async def _send(
-        self, node: Node, calls: list[Call], deadline_s: float, *, asking: bool = False, hops: int = 0
-    ) -> None:
-        """Send calls to a node and give every caller what became of his; never raises."""
+    def _send(self, node: Node, calls: list[Call], deadline_s: float, *, asking: bool = False, hops: int = 0) -> None:
+        """Send calls to a node; every caller is given what became of his."""
         trial = node.breaker.is_open
         if not node.breaker.admit():
             node.lost()
             refuse(calls, Code.STORE_UNAVAILABLE, node.failure)
             return
-        started_s = time.perf_counter()
-        failure: BaseException | None = None
-        replies: Sequence[Any] = ()
-        try:
-            async with Patience(deadline_s):
-                replies = await node.exchange([(call.name, call.packed) for call in calls], asking=asking)
-        except AWAY as error:
-            failure = error
-            refuse(calls, Code.STORE_UNAVAILABLE, error)
-        except Exception as error:  # a fault of ours or of redis-py: whoever waits must hear of it all the same
-            failure = error
-            refuse(calls, Code.INTERNAL, error)
+        batch = Batch(calls, deadline_s, partial(self._take, node), asking=asking, hops=hops, trial=trial)
+        self._under_way.add(batch)
+        node.send(batch, self._loop or self._keep_loop())
+
+    def _take(self, node: Node, batch: Batch) -> None:
+        """Give every caller of a batch what became of his call, and draw the conclusions for its node."""
+        failure = batch.failure
         elsewhere: dict[tuple[Node, bool], list[Call]] = {}
         troubles: list[Exception] = []
-        for call, reply in zip(calls, replies, strict=False):  # without replies all have been refused
-            target: Node | None = None
-            if isinstance(reply, AskError) and hops < HOPS_MAX:  # it was not processed, and another node would do it
-                target = self._servers.redirected(node, reply)
-            if target is not None:
-                elsewhere.setdefault((target, not isinstance(reply, MovedError)), []).append(call)
-            elif not isinstance(reply, Exception) or isinstance(reply, NoScriptError):
-                call.answer(reply)
-            else:
+        if failure is not None:  # AWAY, or a fault of ours or of redis-py: whoever waits must hear of it all the same
+            refuse(batch.calls, Code.STORE_UNAVAILABLE if isinstance(failure, AWAY) else Code.INTERNAL, failure)
+        else:
+            for call, reply in zip(batch.calls, batch.replies, strict=True):
+                if not isinstance(reply, Exception) or isinstance(reply, NoScriptError):
+                    call.answer(reply)
+                    continue
+                target: Node | None = None
+                if isinstance(reply, AskError) and batch.hops < HOPS_MAX:  # it was not processed; another would do it
+                    target = self._servers.redirected(node, reply)
+                if target is not None:
+                    elsewhere.setdefault((target, not isinstance(reply, MovedError)), []).append(call)
+                    continue
                 refuse([call], Code.STORE_UNAVAILABLE, reply)
                 if away(reply):
                     troubles.append(reply)
-        await self._judge(node, failure, troubles, trial=trial)
+        self._judge(node, failure, troubles, trial=batch.trial)
         if self._observer is not None:
-            self._observer(time.perf_counter() - started_s, len(calls), failure is not None or bool(troubles))
-        if elsewhere:  # within the same time
-            await asyncio.gather(
-                *(
-                    self._send(target, moved, deadline_s, asking=ask_first, hops=hops + 1)
-                    for (target, ask_first), moved in elsewhere.items()
-                )
-            )
+            seconds = time.perf_counter() - batch.began_s
+            self._observer(seconds, len(batch.calls), failure is not None or bool(troubles))
+        for (target, ask_first), moved in elsewhere.items():  # within the same time
+            self._send(target, moved, batch.deadline_s, asking=ask_first, hops=batch.hops + 1)
+        self._under_way.discard(batch)
+        if self._quiet is not None and not self._under_way:
+            self._quiet.set_result(None)
+            self._quiet = None
 
-    async def _judge(
-        self, node: Node, failure: BaseException | None, troubles: list[Exception], *, trial: bool
-    ) -> None:
+    def _judge(self, node: Node, failure: BaseException | None, troubles: list[Exception], *, trial: bool) -> None:
         """Draw the conclusions for the node from how a batch went."""
         error = failure or next((reply for reply in troubles if away_wholly(reply)), None)
         if error is not None:
-            await node.fail(error, trial=trial)
+            node.fail(error, trial=trial)
         else:
             if node.breaker.is_open:
                 throttled(logger, "store.recovered", level=logging.INFO, store=node.name)

@@ -50,7 +50,7 @@ class Alone:
         return None
 
     async def aclose(self) -> None:
-        await self._node.drop_idle()
+        self._node.drop_idle()
 
 
 class Master:

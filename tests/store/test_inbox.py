@@ -458,7 +458,7 @@ async def test_aclose_is_prompt_while_the_server_hangs(
     await until(lambda: inbox.hears)
     with paused(server):
         if probe_s < STUCK_S:
-            await until(lambda: bool(store._flushes))  # a probe is on its way and gets no answer
+            await until(lambda: bool(store._under_way))  # a probe is on its way and gets no answer
         await closes_promptly(inbox)
     await store.aclose()
 
