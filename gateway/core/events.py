@@ -17,6 +17,7 @@ from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import TenantId, UserHash, WorkerId
 from gateway.core.ledger import Settlement
+from gateway.core.limits import Ask, Decision
 from gateway.core.turn import StopReason, TurnId, TurnState, Usage
 
 
@@ -221,6 +222,16 @@ class Claim(NamedTuple):
     last_message_id: str | None = None
 
 
+class Begun(NamedTuple):
+    """What starting a turn gave. Only where both are there, it was admitted, and the claim is ``started``, it runs.
+
+    There is no claim where the limits refused, and no decision where the claim is ``repeated`` or ``mismatched``.
+    """
+
+    decision: Decision | None
+    claim: Claim | None
+
+
 class Append(NamedTuple):
     """An owner's entries for one turn's log; they follow position ``after``."""
 
@@ -283,6 +294,14 @@ class EventLog(Protocol):
 
         That writes its ``turn.started`` and the user's message, so every device sees the question while the
         answer runs, and tells the workers that watch the conversation.
+        """
+        ...
+
+    async def start(self, tenant: TenantId, heading: Heading, ask: Ask) -> Begun:
+        """Decide a turn's limits as ``Limiter.admit`` does and claim its conversation, in one step.
+
+        A repeat is found first, whatever the limits say. Nothing is charged unless the claim is ``started``; it is
+        ``unknown`` too where the conversation is of another persona than the heading says.
         """
         ...
 

@@ -9,7 +9,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +30,7 @@ from gateway.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 Action = Literal["turn", "create", "read", "score"]
+Decide = Callable[[Ask], Awaitable[Decision]]
 STALE_MAX: Final = 3
 JITTER_SHARE: Final = 0.1  # of the wait that a refusal names, so that those refused together come back apart …
 JITTER_MAX_S: Final = 30.0
@@ -110,15 +111,25 @@ class Admission:
         await self._decide(principal, action, address, persona, secrets.token_hex(16), None)
 
     async def admit_turn(
-        self, principal: Principal, conversation: Conversation, message: str, address: str, turn_id: TurnId
+        self,
+        principal: Principal,
+        conversation: Conversation,
+        message: str,
+        address: str,
+        turn_id: TurnId,
+        *,
+        decide: Decide | None = None,
     ) -> Admitted:
         """Charge a turn: a request, a slot, and tokens as estimated. The caller must hold its slots while it runs.
+
+        ``decide`` does so in the limiter's place, in a step that does more (see ``EventLog.start``), and is never done
+        without: what that step does cannot be done while the store is away. It is not called where there is no limit.
 
         What it was charged is corrected by the step that ends it; a turn that does not begin must be undone.
         Raises GatewayError(rate_limited | store_unavailable), charging nothing.
         """
         work = Work(conversation.id, conversation.persona, -(-len(message) // CHARS_PER_TOKEN))
-        decision = await self._decide(principal, "turn", address, conversation.persona, turn_id, work)
+        decision = await self._decide(principal, "turn", address, conversation.persona, turn_id, work, decide)
         rules = [quota.rule for quota in decision.quotas]
         return Admitted(
             tuple(Slot(rule.key, turn_id) for rule in rules if rule.kind is Kind.SLOTS),
@@ -159,6 +170,7 @@ class Admission:
         persona: str | None,
         request_id: str,
         work: Work | None,
+        decide: Decide | None = None,
     ) -> Decision:
         tenant = principal.tenant
         table = self._tables.get(tenant.id)
@@ -174,9 +186,13 @@ class Admission:
                     await self._limiter.check()  # what the vendor creates must not be lost for want of a store
                 return Decision(None, 0, 0, 0, 0, ())
             try:
-                decision = await self._limiter.admit(tenant.id, ask)
+                decision = await (self._limiter.admit(tenant.id, ask) if decide is None else decide(ask))
             except GatewayError as error:
-                if error.code is not Code.STORE_UNAVAILABLE or tenant.plan.store_away is StoreAway.CLOSED:
+                if (
+                    decide is not None
+                    or error.code is not Code.STORE_UNAVAILABLE
+                    or tenant.plan.store_away is StoreAway.CLOSED
+                ):
                     raise
                 throttled(logger, "limits.local", tenant=tenant.id)
                 decision = self._decide_alone(tenant, ask)

@@ -13,7 +13,7 @@ import msgspec
 from gateway.core.conversation import Conversation, ConversationId, ConversationStore, VendorConversation
 from gateway.core.errors import Code, GatewayError
 from gateway.core.idempotency import checked_key
-from gateway.core.identity import Persona, Principal
+from gateway.core.identity import Persona, Principal, TenantId
 from gateway.services.admission import Admission
 from gateway.services.clock import timestamp
 from gateway.services.creations import Creations
@@ -22,6 +22,7 @@ from gateway.services.vendor import Vendor
 METADATA_MAX_ENTRIES = 32
 EXTRAS_MAX_BYTES = 16_384  # of metadata, and of replacements: both are kept in the store for a week
 PAGE_MAX = 100
+REMEMBERED_MAX: Final = 5_000  # conversations a worker, about 500 bytes each
 EXACT_BELOW: Final = 2.0**53  # whole numbers from here on are not told apart by a double
 
 
@@ -37,6 +38,7 @@ class Conversations:
         self._vendor = vendor
         self._admission = admission
         self._creations = creations
+        self._remembered: dict[tuple[TenantId, ConversationId], Conversation] = {}
         self._reads: dict[tuple[str, frozenset[str] | None, ConversationId], asyncio.Task[Conversation]] = {}
 
     async def create(
@@ -98,6 +100,25 @@ class Conversations:
         if found is not None and principal.owns(found.owner, found.persona):
             return found
         return await self._read_through(principal, conversation_id)
+
+    async def of_turn(
+        self, principal: Principal, conversation_id: ConversationId, *, anew: bool = False
+    ) -> Conversation:
+        """Return whose a conversation is and of which persona, as ``owned`` does, for a turn that is about to begin.
+
+        What this worker remembers of the principal's own will do: both are the same for life, and the step that claims
+        the conversation looks again. Where it finds something else, ask ``anew``.
+        """
+        key = (principal.tenant.id, conversation_id)
+        known = self._remembered.get(key) if not anew else None
+        if known is not None and principal.owns(known.owner, known.persona):
+            return known
+        found = await self.owned(principal, conversation_id)
+        self._remembered.pop(key, None)
+        self._remembered[key] = Conversation(found.id, found.owner, found.persona)
+        if len(self._remembered) > REMEMBERED_MAX:
+            del self._remembered[next(iter(self._remembered))]
+        return found
 
     async def get(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
         """Return the record with its transcript; raises GatewayError(not_found)."""

@@ -6,48 +6,31 @@ Connections come and go (see ``subscriptions``); a turn goes on until the vendor
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import logging
 import time
-import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import msgspec
-
-from gateway.core.conversation import Conversation, ConversationId, Message
+from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import Claim, Heading
 from gateway.core.idempotency import checked_key
-from gateway.core.identity import Principal, TenantId
+from gateway.core.identity import Principal
 from gateway.core.revocation import Holder
 from gateway.core.turn import StopReason, TurnId, TurnState
-from gateway.services.admission import Admission, Admitted
-from gateway.services.clock import timestamp
+from gateway.services.admission import Admission
 from gateway.services.conversations import Conversations
 from gateway.services.holdings import Holdings
 from gateway.services.owned_turn import FINISH_ATTEMPTS, FINISH_PAUSE_S, OwnedTurn, TurnPorts
-from gateway.services.passage import Passage
 from gateway.services.recovery import Recovery
 from gateway.services.roster import Roster
+from gateway.services.starts import Started, Starts
 from gateway.services.turn import Turn
 from gateway.services.watches import Watches
 from gateway.telemetry.logging import event as log_event
 
 logger = logging.getLogger(__name__)
-
-RELEASE_ATTEMPTS: Final = 40
-RELEASE_PAUSE_S: Final = 0.25
-
-
-class Started(NamedTuple):
-    """``repeated`` says that an idempotency key led back to an earlier turn; ``ordinal`` is 0 then."""
-
-    turn_id: TurnId
-    ordinal: int
-    repeated: bool
 
 
 class Turns:
@@ -69,11 +52,19 @@ class Turns:
         self._log = ports.log
         self._metrics = ports.metrics
         self._rules = ports.rules
-        self._admission = admission
         self._conversations = conversations
         self._recovery = recovery
         self._watches = watches
         self._holdings = holdings
+        self._starts = Starts(
+            ports,
+            roster,
+            admission=admission,
+            conversations=conversations,
+            recovery=recovery,
+            holdings=holdings,
+            spawn=self._spawn,
+        )
         self._starting: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._holders: WeakKeyDictionary[OwnedTurn, Holder] = WeakKeyDictionary()
@@ -107,15 +98,18 @@ class Turns:
             )
         if idempotency_key is not None:
             checked_key(idempotency_key)
-        conversation = await self._conversations.owned(principal, conversation_id)
-        if idempotency_key is not None:  # a repeat is answered whatever the caps say: it starts nothing
-            known = await self._log.repeated(principal.tenant.id, conversation.owner, conversation_id, idempotency_key)
-            if known is not None:
-                return self._repeated(known, message)
-        if conversation.persona not in principal.tenant.personas:  # taken away since it was opened
-            raise GatewayError(Code.PERSONA_UNKNOWN)
+        conversation = await self._conversations.of_turn(principal, conversation_id)
         started: Started = await asyncio.shield(
-            self._spawn(self._begin(principal, conversation, message, idempotency_key, address))
+            self._spawn(
+                self._starts.begin(
+                    principal,
+                    conversation,
+                    message,
+                    idempotency_key=idempotency_key,
+                    address=address,
+                    set_going=partial(self._set_going, principal),
+                )
+            )
         )
         self._metrics.gateway_added(time.monotonic() - received_s)
         return started
@@ -192,72 +186,8 @@ class Turns:
         for task in self._starting | self._roster.tasks:
             task.cancel()  # endings are shown; a store that is away this long will not get them from here
 
-    def _repeated(self, known: tuple[TurnId, str], message: str) -> Started:
-        turn_id, body_hash = known
-        if body_hash != _hash(message):
-            raise GatewayError(Code.IDEMPOTENCY_MISMATCH, field="Idempotency-Key")
-        return Started(turn_id, 0, True)
-
-    async def _begin(
-        self, principal: Principal, conversation: Conversation, message: str, idempotency_key: str | None, address: str
-    ) -> Started:
-        """Charge the turn, claim the conversation and set the turn going; what does not begin is not charged."""
-        tenant = principal.tenant
-        turn_id = TurnId(str(uuid.uuid4()))
-        heading = Heading(
-            turn_id=turn_id,
-            conversation_id=conversation.id,
-            owner=conversation.owner,
-            persona=conversation.persona,
-            message=Message("user", message, turn_id=turn_id, created_at=timestamp()),
-            body_hash=_hash(message),
-            idempotency_key=idempotency_key,
-        )
-        admitted = await self._admission.admit_turn(principal, conversation, message, address, turn_id)
-        self._holdings.hold(tenant.id, turn_id, admitted.slots)
-        started: Started | None = None
-        passage: Passage | None = None
-        try:
-            passage = await self._ports.vendor.gate.enter(tenant, turn_id)
-            started = await self._claimed(principal, conversation, heading, admitted, passage)
-            return started
-        finally:
-            if started is None or started.turn_id != turn_id:
-                if passage is not None:
-                    passage.leave()
-                self._holdings.drop(tenant.id, turn_id)
-                await self._admission.undo(tenant.id, turn_id)
-
-    async def _claimed(
-        self,
-        principal: Principal,
-        conversation: Conversation,
-        heading: Heading,
-        admitted: Admitted,
-        passage: Passage,
-    ) -> Started:
-        tenant = principal.tenant
-        for _ in range(3):  # again after a lost worker's turn has got its ending, and after the record is read back
-            claim = await self._claim(tenant.id, heading)
-            if claim.outcome == "unknown":  # left the cache since it was read
-                await self._conversations.owned(principal, conversation.id)
-            elif claim.outcome == "orphaned" and self._roster.find(claim.turn_id) is None:  # else late, not lost
-                await self._recovery.end(tenant.id, claim.turn_id)
-            else:
-                break
-        if claim.outcome != "started":
-            return self._refused(claim)
-        heading = msgspec.structs.replace(
-            heading,
-            ordinal=claim.ordinal,
-            messages_before=claim.messages_before,
-            last_message_id=claim.last_message_id,
-        )
-        turn = Turn(
-            *(self._ports, tenant, heading),
-            passage=passage,
-            allowance=self._admission.allowance(tenant, heading.turn_id, admitted),
-        )
+    def _set_going(self, principal: Principal, turn: Turn) -> None:
+        tenant, heading = turn.tenant, turn.heading
         holder = self._holders[turn] = Holder.of(principal)
         self._metrics.turn_started(tenant.id, heading.persona)
         log_event(
@@ -275,50 +205,9 @@ class Turns:
         if self.revoked(holder):  # meanwhile
             turn.stop(StopReason.REVOKED)
         self._watches.began(tenant.id, heading.conversation_id, turn.turn_id, heading.owner)
-        return Started(turn.turn_id, claim.ordinal, False)
-
-    async def _claim(self, tenant: TenantId, heading: Heading) -> Claim:
-        try:
-            return await self._log.claim(tenant, heading)
-        except GatewayError:
-            # Written or not, nobody knows. The client is refused, so what may be there must not stand in its way.
-            self._spawn(self._release(tenant, heading))
-            raise
-
-    async def _release(self, tenant: TenantId, heading: Heading) -> None:
-        """Undo a claim that may have been written, once the store answers; its lease runs out where it does not."""
-        answers = 0
-        for _ in range(RELEASE_ATTEMPTS):
-            await asyncio.sleep(RELEASE_PAUSE_S)
-            with contextlib.suppress(GatewayError):
-                await self._log.release(tenant, heading)
-                answers += 1
-            if answers == 2:  # the claim may have been on its way still at the first
-                return
-
-    def _refused(self, claim: Claim) -> Started:
-        """Say why a claim did not start a turn; a repeat leads to the one that it started before."""
-        match claim.outcome:
-            case "repeated":
-                return Started(claim.turn_id, 0, True)
-            case "mismatched":
-                raise GatewayError(Code.IDEMPOTENCY_MISMATCH, field="Idempotency-Key")
-            case "busy" | "orphaned":
-                raise GatewayError(
-                    Code.TURN_ACTIVE,
-                    "Wait for the conversation's active turn to end, or stop it.",
-                    retry_after_s=1.0,
-                    extra={"turn_id": claim.turn_id},
-                )
-            case _:
-                raise GatewayError(Code.NOT_FOUND)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
         return task
-
-
-def _hash(message: str) -> str:
-    return hashlib.sha256(message.encode("utf-8", "surrogatepass")).hexdigest()[:32]

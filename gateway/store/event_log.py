@@ -12,6 +12,7 @@ from gateway.core.events import (
     ENDING_STATE,
     Append,
     Appended,
+    Begun,
     Claim,
     Entry,
     Fenced,
@@ -25,16 +26,19 @@ from gateway.core.events import (
 )
 from gateway.core.identity import TenantId, UserHash, WorkerId
 from gateway.core.ledger import Settlement
+from gateway.core.limits import SLOT_LEASE_US, Ask
 from gateway.core.turn import StopReason, TurnId, TurnState
 from gateway.protocol.native import decode_event, encode_data
 from gateway.store.inbox import encode_shown
+from gateway.store.limiter import asked, decided
 from gateway.store.redis import INBOX, Argument, Keys, Redis, Script, text
 
-CLAIM: Final = Script("claim")
-RELEASE: Final = Script("release", with_="charges")
+CLAIM: Final = Script("claim", with_=("claims",))
+START: Final = Script("start", with_=("charges", "limits", "claims"))
+RELEASE: Final = Script("release", with_=("charges",))
 RESTORE: Final = Script("restore")
 APPEND: Final = Script("append")
-FINISH: Final = Script("finish", with_="charges")
+FINISH: Final = Script("finish", with_=("charges",))
 ORPHANS: Final = Script("orphans")
 TAKE_OVER: Final = Script("take_over")
 FOLLOW: Final = Script("follow")
@@ -61,6 +65,7 @@ class RedisEventLog:
         conversation_ttl_s: float,
         ledger_ttl_s: float,
         settle_after_s: float,
+        slot_lease_us: int = SLOT_LEASE_US,
     ) -> None:
         self.worker = worker
         self._redis = redis
@@ -71,30 +76,27 @@ class RedisEventLog:
         self._conversation_ttl_s = int(conversation_ttl_s)
         self._ledger_ttl_ms = int(ledger_ttl_s * 1000)
         self._settle_after_ms = max(1, int(settle_after_s * 1000))
+        self._slot_lease_us = slot_lease_us
 
     async def claim(self, tenant: TenantId, heading: Heading) -> Claim:
         keys = Keys(tenant)
-        turn_id, conversation_id, owner = heading.turn_id, heading.conversation_id, heading.owner
-        reply = await self._redis.run(
-            CLAIM,
-            (
-                keys.conversation(conversation_id),
-                keys.turn(turn_id),
-                keys.log(turn_id),
-                keys.idempotency(owner, conversation_id, heading.idempotency_key or ""),
-                keys.conversations(owner),
-                keys.running(),
-                keys.watchers(conversation_id),
-            ),
-            (
-                *(turn_id, conversation_id, owner),
-                *(int(heading.idempotency_key is not None), heading.body_hash, keys.prefix),
-                *(self._lease_ms, self._live_ttl_s, self._idempotency_ttl_s, self._conversation_ttl_s),
-                *(msgspec.json.encode(heading.message), self.worker, heading.persona, INBOX, tenant),
-            ),
+        return _claim(await self._redis.run(CLAIM, _claim_keys(keys, heading), self._claim_arguments(keys, heading)))
+
+    async def start(self, tenant: TenantId, heading: Heading, ask: Ask) -> Begun:
+        keys = Keys(tenant)
+        names, arguments = asked(keys, ask, self._slot_lease_us)
+        claim, decision = await self._redis.run(
+            START, (*_claim_keys(keys, heading), *names), (*self._claim_arguments(keys, heading), *arguments)
         )
-        outcome, found, ordinal, before, last = reply
-        return Claim(text(outcome) or "", TurnId(text(found) or ""), int(ordinal), int(before), text(last) or None)
+        return Begun(decided(ask, decision) if decision else None, _claim(claim) if claim else None)
+
+    def _claim_arguments(self, keys: Keys, heading: Heading) -> Sequence[Argument]:
+        return (
+            *(heading.turn_id, heading.conversation_id, heading.owner),
+            *(int(heading.idempotency_key is not None), heading.body_hash, keys.prefix),
+            *(self._lease_ms, self._live_ttl_s, self._idempotency_ttl_s, self._conversation_ttl_s),
+            *(msgspec.json.encode(heading.message), self.worker, heading.persona, INBOX, keys.tenant),
+        )
 
     async def release(self, tenant: TenantId, heading: Heading) -> None:
         keys = Keys(tenant)
@@ -265,6 +267,23 @@ class RedisEventLog:
 
     async def request_stop(self, tenant: TenantId, turn_id: TurnId, reason: StopReason) -> None:
         await self._redis.run(REQUEST_STOP, (Keys(tenant).turn(turn_id),), (reason, turn_id, INBOX))
+
+
+def _claim_keys(keys: Keys, heading: Heading) -> Sequence[str]:
+    return (
+        keys.conversation(heading.conversation_id),
+        keys.turn(heading.turn_id),
+        keys.log(heading.turn_id),
+        keys.idempotency(heading.owner, heading.conversation_id, heading.idempotency_key or ""),
+        keys.conversations(heading.owner),
+        keys.running(),
+        keys.watchers(heading.conversation_id),
+    )
+
+
+def _claim(reply: Sequence[Any]) -> Claim:
+    outcome, found, ordinal, before, last = reply
+    return Claim(text(outcome) or "", TurnId(text(found) or ""), int(ordinal), int(before), text(last) or None)
 
 
 def _appended(reply: Sequence[Any], turn_id: TurnId) -> Appended | Fenced | LogBehind | LogLost:

@@ -25,10 +25,10 @@ from gateway.core.identity import WorkerId
 from gateway.core.vendor_keys import KeyLabel, PlanLimit
 from gateway.store.redis import ALL, INBOX, Argument, Redis, Script, text
 
-ENTER: Final = Script("gate_enter", with_="gate")
-SERVE: Final = Script("gate_serve", with_="gate")
-LEAVE: Final = Script("gate_leave", with_="gate")
-TELL: Final = Script("gate_tell", with_="gate")
+ENTER: Final = Script("gate_enter", with_=("gate",))
+SERVE: Final = Script("gate_serve", with_=("gate",))
+LEAVE: Final = Script("gate_leave", with_=("gate",))
+TELL: Final = Script("gate_tell", with_=("gate",))
 
 
 def key_of_gate(label: KeyLabel) -> str:

@@ -12,7 +12,7 @@ from gateway.core.ledger import Due, Settlement
 from gateway.store.redis import Keys, Redis, Script, text
 
 DUE: Final = Script("due")
-SETTLE: Final = Script("settle", with_="charges")
+SETTLE: Final = Script("settle", with_=("charges",))
 
 _settlement: Final = msgspec.json.Decoder(Settlement)
 

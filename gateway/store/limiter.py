@@ -18,11 +18,11 @@ from gateway.core.limits import (
 )
 from gateway.store.redis import Argument, Keys, Redis, Script
 
-ADMIT: Final = Script("admit", with_="charges")
-EXTEND: Final = Script("extend_charge", with_="charges")
-UNDO: Final = Script("undo_charge", with_="charges")
-RENEW: Final = Script("renew_slots", with_="charges")
-SWEEP: Final = Script("sweep_charges", with_="charges")
+ADMIT: Final = Script("admit", with_=("charges", "limits"))
+EXTEND: Final = Script("extend_charge", with_=("charges",))
+UNDO: Final = Script("undo_charge", with_=("charges",))
+RENEW: Final = Script("renew_slots", with_=("charges",))
+SWEEP: Final = Script("sweep_charges", with_=("charges",))
 
 RESEND_S: Final = 60.0  # a request that comes again within this gets the answer that it had
 CHARGE_TTL_S: Final = 86_400.0  # a turn's charge can be corrected for so long, counted from its admission
@@ -41,33 +41,8 @@ class RedisLimiter:
         self._lease_us = slot_lease_us
 
     async def admit(self, tenant: TenantId, ask: Ask) -> Decision:
-        keys = Keys(tenant)
-        at = keys.limit("")
-        work, rules = ask.work, ask.rules
-        names = [keys.charge(ask.id), keys.open_charges()]
-        if work is None:
-            names += (f"{at}prompt:", f"{at}completion:")
-            message, life_s = -1, RESEND_S
-        else:
-            names += (f"{at}prompt:{work.conversation_id}", f"{at}completion:{work.persona}")
-            message, life_s = work.message_tokens, CHARGE_TTL_S
-        arguments: list[Argument] = [
-            *(ask.id, int(life_s * 1000), message, COMPLETION_UNKNOWN, self._lease_us, SLOT_WAIT_US),
-            *(ask.since_us, ask.until_us, int(OPEN_S * 1000)),
-        ]
-        for _, key, kind, limit, period_us in rules:
-            names.append(at + key)
-            arguments += (kind.value, limit, period_us)
-        status, refused, wait_us, tokens, prompt, now_us, *left = await self._redis.run(ADMIT, names, arguments)
-        return Decision(
-            rules[refused - 1] if refused else None,
-            wait_us,
-            tokens,
-            prompt,
-            now_us,
-            tuple(map(Quota, rules, left[::2], left[1::2])),
-            status < 0,
-        )
+        names, arguments = asked(Keys(tenant), ask, self._lease_us)
+        return decided(ask, await self._redis.run(ADMIT, names, arguments))
 
     async def check(self) -> None:
         await self._redis.call("PING")
@@ -93,3 +68,38 @@ class RedisLimiter:
         keys = Keys(tenant)
         arguments = (keys.charge(""), keys.turn(""), SWEEP_MAX, int(OPEN_S * 1000))
         return int(await self._redis.run(SWEEP, (keys.open_charges(),), arguments))
+
+
+def asked(keys: Keys, ask: Ask, lease_us: int) -> tuple[list[str], list[Argument]]:
+    """Return the keys and the arguments of a script that decides (``limits.lua``)."""
+    at = keys.limit("")
+    work = ask.work
+    names = [keys.charge(ask.id), keys.open_charges()]
+    if work is None:
+        names += (f"{at}prompt:", f"{at}completion:")
+        message, life_s = -1, RESEND_S
+    else:
+        names += (f"{at}prompt:{work.conversation_id}", f"{at}completion:{work.persona}")
+        message, life_s = work.message_tokens, CHARGE_TTL_S
+    arguments: list[Argument] = [
+        *(ask.id, int(life_s * 1000), message, COMPLETION_UNKNOWN, lease_us, SLOT_WAIT_US),
+        *(ask.since_us, ask.until_us, int(OPEN_S * 1000)),
+    ]
+    for _, key, kind, limit, period_us in ask.rules:
+        names.append(at + key)
+        arguments += (kind.value, limit, period_us)
+    return names, arguments
+
+
+def decided(ask: Ask, reply: Sequence[int]) -> Decision:
+    """Read what such a script tells of its decision."""
+    status, refused, wait_us, tokens, prompt, now_us, *left = reply
+    return Decision(
+        ask.rules[refused - 1] if refused else None,
+        wait_us,
+        tokens,
+        prompt,
+        now_us,
+        tuple(map(Quota, ask.rules, left[::2], left[1::2])),
+        status < 0,
+    )

@@ -43,9 +43,10 @@ HOPS_MAX: Final = 5  # redirections that a command of a Cluster follows
 class Keys:
     """Names of one tenant's keys. All begin with ``hg:{tenant}:`` and so share one Redis Cluster slot."""
 
-    __slots__ = ("prefix",)
+    __slots__ = ("prefix", "tenant")
 
     def __init__(self, tenant: TenantId) -> None:
+        self.tenant = tenant
         self.prefix = f"hg:{{{tenant}}}:"
 
     def conversation(self, conversation_id: str) -> str:
@@ -107,11 +108,11 @@ class Script:
 
     __slots__ = ("name", "sha", "source")
 
-    def __init__(self, name: str, *, with_: str | None = None) -> None:
-        """``with_`` names a file of functions that this one shares with others."""
+    def __init__(self, name: str, *, with_: Sequence[str] = ()) -> None:
+        """``with_`` names files of functions that this one shares with others."""
         self.name = name
         files = resources.files("gateway.store").joinpath("scripts")
-        self.source = b"".join(files.joinpath(f"{part}.lua").read_bytes() for part in (with_, name) if part)
+        self.source = b"".join(files.joinpath(f"{part}.lua").read_bytes() for part in (*with_, name))
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 

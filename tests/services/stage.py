@@ -45,8 +45,9 @@ from gateway.services.recovery import Recovery
 from gateway.services.rescue import RescueRules
 from gateway.services.roster import Roster
 from gateway.services.showing import Showing
+from gateway.services.starts import Started
 from gateway.services.subscriptions import Subscription, Subscriptions
-from gateway.services.turns import Started, Turns
+from gateway.services.turns import Turns
 from gateway.services.vendor import Vendor
 from gateway.services.vendor_copy import AfterDisconnect, AfterLoss, VendorCopies
 from gateway.services.vendor_gate import VendorGate
@@ -294,6 +295,7 @@ class Stage:
             conversation_ttl_s=100,
             ledger_ttl_s=1000,
             settle_after_s=settle_after_s,
+            slot_lease_us=slot_lease_us,
         )
         self.cache = RedisConversations(self.store, ttl_s=100)
         self.tenant = Tenant(

@@ -12,21 +12,23 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import Code, GatewayError
-from gateway.core.events import Claim, Heading, TextDelta, TurnCompleted, TurnStopped
+from gateway.core.events import TextDelta, TurnCompleted, TurnStopped
 from gateway.core.identity import Principal, TenantId
 from gateway.core.ledger import Settlement
 from gateway.core.limits import COMPLETION_UNKNOWN, SLOT_LEASE_US
 from gateway.core.plan import Plan, ScopeLimits, StoreAway, calendar
 from gateway.core.turn import StopReason, TurnId, Usage
-from gateway.services import turns as turns_module
+from gateway.core.vendor_keys import PlanLimit
+from gateway.services import starts as starts_module
 from gateway.services.admission import TOLD, Told
 from gateway.services.allowance import CHUNK_TOKENS
-from gateway.services.turns import Started
+from gateway.services.starts import Started
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.redis import Keys
 from tests.services.billing import BillingVendor
@@ -274,26 +276,28 @@ async def test_settlement_that_is_read_back_charges_the_difference(set_stage: Se
 
 
 @pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize("step", ["start", "claim"])
 async def test_turn_whose_claim_had_no_answer_is_not_charged(
-    set_stage: SetStage, monkeypatch: pytest.MonkeyPatch, written: bool
+    set_stage: SetStage, monkeypatch: pytest.MonkeyPatch, step: str, written: bool
 ) -> None:
     """Whether the claim came to be or not, what the refused turn was charged comes back, and its slot at once."""
-    monkeypatch.setattr(turns_module, "RELEASE_PAUSE_S", 0.01)
+    monkeypatch.setattr(starts_module, "RELEASE_PAUSE_S", 0.01)
     tenant = ScopeLimits(tokens_per_month=10**6, concurrent_turns=1, requests_per_min=9)
     plan = Plan(tenant=tenant, user=ScopeLimits())
-    stage = set_stage(plan=plan)
+    limited = PlanLimit(per_hour=100) if step == "claim" else PlanLimit()  # then the gate is asked in between
+    stage = set_stage(plan=plan, plan_limit=limited)
     conversation = await stage.conversation()
-    claim = stage.log.claim
+    write = getattr(stage.log, step)
 
-    async def unheard(tenant: TenantId, heading: Heading) -> Claim:
+    async def unheard(*arguments: Any) -> None:
         if written:
-            await claim(tenant, heading)
+            await write(*arguments)
         raise GatewayError(Code.STORE_UNAVAILABLE)
 
     async def away(*_: object) -> None:
         raise GatewayError(Code.STORE_UNAVAILABLE)
 
-    monkeypatch.setattr(stage.log, "claim", unheard)
+    monkeypatch.setattr(stage.log, step, unheard)
     monkeypatch.setattr(stage.limiter, "undo", away)  # so it is left to the release, which is tried again for long
     assert (await refused(stage.start(conversation))).code is Code.STORE_UNAVAILABLE
     monkeypatch.undo()

@@ -23,7 +23,7 @@ from gateway.store.limiter import EXTEND, RENEW, UNDO, RedisLimiter
 from gateway.store.redis import Keys, Redis, Script
 from tests.store.conftest import OpenRedis
 
-SETTLE = Script("settle_charge", with_="charges")
+SETTLE = Script("settle_charge", with_=("charges",))
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
 
@@ -387,5 +387,5 @@ def expected(books: Books, request: Ask, now_us: int) -> Decision:
 def test_scripts_hold_no_number_that_json_would_round() -> None:
     """Figures travel as MessagePack and as whole numbers: cjson keeps 14 digits, and a time has 16."""
     assert json.loads("1795312860327763") == 1795312860327763
-    for name in ("admit", "charges", "extend_charge"):
+    for name in ("admit", "charges", "extend_charge", "limits", "start"):
         assert b"cjson.encode" not in Script(name).source
