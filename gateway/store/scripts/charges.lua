@@ -1,6 +1,7 @@
 -- Shared by the scripts that charge, correct or give back what a request uses; no script by itself.
--- A charge is kept at lim:of:<request id>, packed: {answer, rules, tokens charged, state}, where rules are kind, key,
--- limit, period, one after the other, and the state is 0 open, 1 settled, 2 undone. Kinds: r requests, t tokens a minute, s slots, b budget. All numbers are whole and
+-- A charge is kept at lim:of:<request id>, packed: {answer, rules, tokens charged, state, unnoted}, where rules are kind,
+-- key, limit, period, one after the other, the state is 0 open, 1 settled, 2 undone, and what is unnoted is not among
+-- the open charges, since its turn began in the step that charged it. Kinds: r requests, t tokens a minute, s slots, b budget. All numbers are whole and
 -- below 2^53, so that a double holds them; gateway/core/limit_books.py is the same in Python.
 local function now_us()
   local time = redis.call('TIME')
@@ -37,8 +38,9 @@ local function find_charge(record)
   return packed and cmsgpack.unpack(packed)
 end
 
--- Change the tokens that a request was charged to another figure; with `ends` its slots are given back too.
-local function correct(record, charge, id, tokens, now, ends)
+-- Change the tokens that a request was charged to another figure; with `ends` its slots are given back too, and with
+-- `kept_ms` the charge is kept for so long from now.
+local function correct(record, charge, id, tokens, now, ends, kept_ms)
   local rules, more = charge[2], tokens - charge[3]
   for i = 1, #rules, 4 do
     local kind, key = rules[i], rules[i + 1]
@@ -52,11 +54,15 @@ local function correct(record, charge, id, tokens, now, ends)
     end
   end
   if ends then
-    redis.call('ZREM', string.sub(record, 1, #record - #id - 3) .. 'open', id)
+    if not charge[5] then redis.call('ZREM', string.sub(record, 1, #record - #id - 3) .. 'open', id) end
     charge[4] = math.max(charge[4], 1)
   end
   charge[3] = tokens
-  redis.call('SET', record, cmsgpack.pack(charge), 'KEEPTTL')
+  if kept_ms then
+    redis.call('SET', record, cmsgpack.pack(charge), 'PX', kept_ms)
+  else
+    redis.call('SET', record, cmsgpack.pack(charge), 'KEEPTTL')
+  end
 end
 
 -- Correct a turn's charge to its settlement, and keep what the next estimate is made of. Repeats charge the difference;
@@ -64,8 +70,8 @@ end
 local function settle_charge(record, id, settlement, now, final)
   local charge = find_charge(record)
   if not charge then return end
-  correct(record, charge, id, math.min(math.max(0, settlement.total_tokens), 1000000000000), now, true)
-  if final then redis.call('PEXPIRE', record, 600000) end
+  local tokens = math.min(math.max(0, settlement.total_tokens), 1000000000000)
+  correct(record, charge, id, tokens, now, true, final and 600000)
   if settlement.source == 'estimated' then return end
   local rules, counts = charge[2], false
   for i = 1, #rules, 4 do counts = counts or rules[i] == 't' or rules[i] == 'b' end
@@ -92,8 +98,7 @@ local function undo_charge(record, id, now)
   if not charge then return 0 end
   local undone = charge[4] == 2
   charge[4] = 2
-  correct(record, charge, id, 0, now, true)
-  redis.call('PEXPIRE', record, 600000)
+  correct(record, charge, id, 0, now, true, 600000)
   if undone then return 0 end
   local rules = charge[2]
   for i = 1, #rules, 4 do

@@ -26,8 +26,8 @@ redis.call('EXPIRE', KEYS[1], ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('ZREM', KEYS[4], ARGV[2])
 
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_us()
+local now_ms = math.floor(now / 1000)
 if ARGV[8] == '0' then
   redis.call('XADD', KEYS[5], 'MINID', '~', now_ms - tonumber(ARGV[9]), '*', 's', ARGV[7])
   redis.call('PEXPIRE', KEYS[5], ARGV[9])
@@ -36,22 +36,22 @@ else
   redis.call('ZADD', KEYS[6], now_ms + tonumber(ARGV[8]), ARGV[2])
   redis.call('EXPIRE', KEYS[6], ARGV[5])  -- as long as the newest turn's record, which holds the settlement
 end
-settle_charge(KEYS[7], ARGV[2], cjson.decode(ARGV[7]), now_us(), ARGV[8] == '0')
+settle_charge(KEYS[7], ARGV[2], cjson.decode(ARGV[7]), now, ARGV[8] == '0')
 
 -- A transcript that has left the cache is read back from the vendor whole, never rebuilt from its end.
 -- One that was read back while the turn ran may or may not hold its answer: it goes, and is read again when needed.
-local active = redis.call('HGET', KEYS[3], 'active')
-if not active then
+local conversation = redis.call('HMGET', KEYS[3], 'active', 'messages')
+if not conversation[1] then
   redis.call('DEL', KEYS[3])
-elseif active == ARGV[2] then
-  redis.call('HDEL', KEYS[3], 'active')
-  local count = tonumber(redis.call('HGET', KEYS[3], 'messages') or '0')
+elseif conversation[1] == ARGV[2] then
+  local count, fields = tonumber(conversation[2] or '0'), {}
   for i = messages_at, #ARGV do
-    redis.call('HSET', KEYS[3], string.format('m:%06d', count), ARGV[i])
+    fields[#fields + 1], fields[#fields + 2] = string.format('m:%06d', count), ARGV[i]
     count = count + 1
   end
-  redis.call('HSET', KEYS[3], 'messages', count)
-  if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], 'last', ARGV[6]) end
+  if ARGV[6] ~= '' then fields[#fields + 1], fields[#fields + 2] = 'last', ARGV[6] end
+  redis.call('HSET', KEYS[3], 'messages', count, unpack(fields))
+  redis.call('HDEL', KEYS[3], 'active')
   redis.call('EXPIRE', KEYS[3], ARGV[5])
 end
 return {1}

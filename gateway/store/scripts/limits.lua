@@ -119,7 +119,7 @@ local function charge(case, open)
     rules[at - 3], rules[at - 2], rules[at - 1], rules[at] = kind, key, limit, period
   end
   local answer = told(case)
-  redis.call('SET', record, cmsgpack.pack({answer, rules, tokens, 0}), 'PX', ttl_ms)
+  redis.call('SET', record, cmsgpack.pack({answer, rules, tokens, 0, not open}), 'PX', ttl_ms)
   if open then
     redis.call('ZADD', KEYS[case.k + 1], text(now / 1000 + tonumber(ARGV[a + 8])), id)
     redis.call('PEXPIRE', KEYS[case.k + 1], ttl_ms)
