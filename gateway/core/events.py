@@ -328,7 +328,7 @@ class EventLog(Protocol):
         """Append to the logs of some turns in one step, and renew their leases; returns what became of each.
 
         Entries at or before a log's last position are skipped, so resending is safe. The store serves nobody else
-        meanwhile, at about 15 µs a turn: give it a few dozen at most.
+        meanwhile, at about 8 µs a turn: give it a few dozen at most.
         """
         ...
 

@@ -29,6 +29,7 @@ from gateway.core.ledger import Settlement
 from gateway.core.limits import SLOT_LEASE_US, Ask
 from gateway.core.turn import StopReason, TurnId, TurnState
 from gateway.protocol.native import decode_event, encode_data
+from gateway.store.appending import Appending, check_written
 from gateway.store.inbox import encode_shown
 from gateway.store.limiter import asked, decided
 from gateway.store.redis import INBOX, Argument, Keys, Redis, Script, text
@@ -37,7 +38,6 @@ CLAIM: Final = Script("claim", with_=("claims",))
 START: Final = Script("start", with_=("charges", "limits", "claims"))
 RELEASE: Final = Script("release", with_=("charges",))
 RESTORE: Final = Script("restore")
-APPEND: Final = Script("append")
 FINISH: Final = Script("finish", with_=("charges",))
 ORPHANS: Final = Script("orphans")
 TAKE_OVER: Final = Script("take_over")
@@ -69,6 +69,7 @@ class RedisEventLog:
     ) -> None:
         self.worker = worker
         self._redis = redis
+        self._appending = Appending(redis)
         self._lease_ms = int(lease_s * 1000)
         self._live_ttl_s = int(turn_timeout_s + log_ttl_s)  # a running turn's keys outlive it by the log's life
         self._log_ttl_s = int(log_ttl_s)
@@ -137,23 +138,13 @@ class RedisEventLog:
     async def append(
         self, tenant: TenantId, appends: Sequence[Append]
     ) -> Sequence[Appended | Fenced | LogBehind | LogLost]:
-        replies = await self._append(tenant, self._lease_ms, appends)
-        return [_appended(reply, append.turn_id) for reply, append in zip(replies, appends, strict=True)]
+        return await self._appending.append(tenant, self._lease_ms, appends)
 
     async def hand_over(self, tenant: TenantId, append: Append) -> None:
-        (reply,) = await self._append(tenant, -1, (append,))
-        _check_written(reply, append.turn_id)
-
-    async def _append(self, tenant: TenantId, lease_ms: int, appends: Sequence[Append]) -> Sequence[Any]:
-        of = Keys(tenant)
-        keys: list[str] = []
-        arguments: list[Argument] = [lease_ms]
-        for turn_id, epoch, follows, entries in appends:
-            keys += (of.turn(turn_id), of.log(turn_id), of.followers(turn_id))
-            arguments += (epoch, follows, len(entries))
-            _extend(arguments, entries)
-        replies: Sequence[Any] = await self._redis.run(APPEND, keys, arguments)
-        return replies
+        (answer,) = await self._appending.append(tenant, -1, (append,))
+        self._appending.forget(append.turn_id)
+        if isinstance(answer, Exception):
+            raise answer
 
     async def finish(
         self,
@@ -168,6 +159,7 @@ class RedisEventLog:
         *,
         look_up: bool,
     ) -> None:
+        self._appending.forget(turn_id)
         keys = Keys(tenant)
         arguments: list[Argument] = [
             *(epoch, turn_id, ENDING_STATE[type(entries[-1].event)], self._log_ttl_s, self._conversation_ttl_s),
@@ -189,7 +181,7 @@ class RedisEventLog:
             ),
             arguments,
         )
-        _check_written(reply, turn_id)
+        check_written(reply, turn_id)
 
     async def read(self, tenant: TenantId, turn_id: TurnId, position: int, limit: int) -> list[Entry]:
         reply: list[Any] = await self._redis.call(
@@ -284,28 +276,6 @@ def _claim_keys(keys: Keys, heading: Heading) -> Sequence[str]:
 def _claim(reply: Sequence[Any]) -> Claim:
     outcome, found, ordinal, before, last = reply
     return Claim(text(outcome) or "", TurnId(text(found) or ""), int(ordinal), int(before), text(last) or None)
-
-
-def _appended(reply: Sequence[Any], turn_id: TurnId) -> Appended | Fenced | LogBehind | LogLost:
-    try:
-        _check_written(reply, turn_id)
-    except (Fenced, LogBehind, LogLost) as error:
-        return error
-    _, stop, workers = reply
-    followers = [WorkerId(worker.decode()) for worker in workers] if workers else ()
-    return Appended(StopReason(text(stop) or "") if stop else None, followers)
-
-
-def _check_written(reply: Sequence[Any], turn_id: TurnId) -> None:
-    match reply[0]:
-        case 1:
-            return
-        case -1:
-            raise LogLost(turn_id)
-        case -2:
-            raise LogBehind(turn_id, int(reply[1]))
-        case _:
-            raise Fenced(turn_id)
 
 
 def _extend(arguments: list[Argument], entries: Sequence[Entry]) -> None:

@@ -225,6 +225,62 @@ async def test_append_answers_with_the_stop_flag(bench: Bench) -> None:
     assert await bench.append(turn) == Appended(StopReason.USER, ())
 
 
+async def test_append_to_a_log_that_holds_more_than_its_owner_knows_stores_once(bench: Bench) -> None:
+    """An append whose answer was lost is skipped when it comes again, however sure its sender was of the log."""
+    turn = await bench.turn()
+    for number in range(2, 5):
+        await bench.append(turn, Entry(number, TextDelta("a")))
+    unheard = bench.log_of(bench.worker)
+    sent = [Entry(6, TextDelta("bc")), Entry(7, TextDelta("d"))]
+    assert await unheard.append(bench.tenant, [Append(turn, 1, 4, sent)]) == [Appended(None, ())]
+    assert await bench.append(turn, *sent) == Appended(None, ())
+    assert await bench.append(turn, Entry(8, TextDelta("e")), follows=7) == Appended(None, ())
+    assert [entry.position for entry in await bench.all(turn)] == [1, 2, 3, 4, 6, 7, 8]
+
+
+async def test_append_to_a_log_that_lost_its_end_says_where_it_ends(bench: Bench) -> None:
+    """A store that went back in time is noticed by an owner that has appended all along, and made whole."""
+    turn = await bench.turn()
+    entries = [Entry(number, TextDelta("a")) for number in range(2, 6)]
+    log = bench.keys.log(turn)
+    for entry in entries:
+        await bench.append(turn, entry)
+        if entry.position == 3:
+            past = await bench.store.call("DUMP", log)
+    await bench.store.call("RESTORE", log, 0, past, "REPLACE")
+    with pytest.raises(LogBehind) as behind:
+        await bench.append(turn, Entry(6, TextDelta("b")))
+    assert behind.value.position == 3
+    await bench.append(turn, *entries[2:], Entry(6, TextDelta("b")))
+    await bench.append(turn, Entry(7, TextDelta("c")))
+    assert [entry.position for entry in await bench.all(turn)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_append_sent_from_before_the_logs_end_leaves_it_in_order(bench: Bench) -> None:
+    """An owner that sends less than the log has, and then goes on from there, adds what is new and no more."""
+    turn = await bench.turn()
+    entries = [Entry(number, TextDelta("a")) for number in range(2, 6)]
+    for entry in entries:
+        await bench.append(turn, entry)
+    await bench.append(turn, *entries[:2])
+    await bench.append(turn, *entries[2:], Entry(6, TextDelta("b")))
+    assert [entry.position for entry in await bench.all(turn)] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_append_keeps_the_lease_close_to_its_whole_length(make_bench: MakeBench) -> None:
+    """A lease that has hardly run is not written again; one that has run an eighth is."""
+    bench = make_bench(lease_s=8)
+    await bench.cache()
+    turn = await bench.turn()
+    key = bench.keys.turn(turn)
+    written = int(await bench.store.call("HGET", key, "lease"))
+    await bench.append(turn, Entry(2, TextDelta("a")))
+    assert int(await bench.store.call("HGET", key, "lease")) == written
+    await bench.store.call("HINCRBY", key, "lease", -1500)
+    await bench.append(turn, Entry(3, TextDelta("b")))
+    assert int(await bench.store.call("HGET", key, "lease")) >= written
+
+
 async def test_request_stop_of_an_ended_or_unknown_turn_writes_nothing(bench: Bench) -> None:
     """A stop that comes too late leaves no trace."""
     turn = await bench.turn()
