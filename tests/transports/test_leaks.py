@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gateway.services.roster import LINGER_S
 from gateway.services.showing import Outlet
 from gateway.services.subscriptions import Subscription
 from gateway.services.vendor_copy import READS_MAX
+from gateway.store.event_log import RedisEventLog
 from tests.conftest import Running, StartGateway
 from tests.transports.client import Client, eventually
 from tests.transports.conftest import SignIn
@@ -72,6 +74,8 @@ def kept(running: Running) -> dict[str, int]:
     """How much a worker keeps of turns, readers and what is on its way, where it keeps any."""
     gateway = running.gateway
     roster, journal = gateway.edge.subscriptions.roster, gateway.recovery._ports.journal
+    log = journal._log
+    assert isinstance(log, RedisEventLog)
     owners = [getattr(duty, "__self__", None) for duty in gateway.sweeper._duties]
     (accounting,) = (owner for owner in owners if isinstance(owner, Accounting))
     places: dict[str, Any] = {
@@ -80,7 +84,8 @@ def kept(running: Running) -> dict[str, int]:
         "turn tasks": roster.tasks,
         "starting": gateway.turns._starting,
         "journal": journal._entries,
-        "beats": journal._beats,
+        "beats": [*journal._new, *chain(*journal._due)],
+        "ends of logs": log._appending._tails,
         "under rescue": gateway.recovery._under_way,
         "followed": gateway.following._remotes,
         "following": gateway.following._tasks,
