@@ -68,7 +68,7 @@ class Subscription:
         self._tenant = tenant
         self._finished = finished
         self._ended = False
-        self._sink: Sink | None = None
+        self._sink: Sink  # from ``deliver`` on
         self._wake: asyncio.Future[None] | None = None
         self._window: Window  # that pushes, while there is a ``_wake``
         self._behind = False
@@ -115,7 +115,6 @@ class Subscription:
 
     async def _read(self, window: Window) -> bool:
         """Read from a window, and from the log what lies before it; True when the log goes on elsewhere."""
-        assert self._sink is not None
         missing = 0
         while not self._ended and not self.left and not window.closed:
             if window.error is not None:
@@ -159,7 +158,6 @@ class Subscription:
         return bool(page)
 
     async def _write(self, batch: Batch) -> None:
-        assert self._sink is not None
         await self._sink.write(batch)
         self._advance(batch)
         self.replayed += len(batch.entries)
@@ -177,8 +175,6 @@ class Subscription:
             window.detach(self)
 
     def pushed(self, batch: Batch, /) -> None:
-        assert self._sink is not None
-        assert self._wake is not None
         if batch.begins < self.position:  # shown elsewhere before it was in the log, and now here
             entries = after(batch.entries, self.position)
             if not entries:
@@ -187,11 +183,13 @@ class Subscription:
                 return
             batch = Batch(self.turn_id, self.conversation_id, entries)
         keeps_up = self._sink.push(batch)
-        self._advance(batch)
-        if not (keeps_up and not self._ended) and not self._wake.done():
-            self._behind = not keeps_up
-            self._wake.set_result(None)
-            self._window.detach(self)
+        self.position = batch.head
+        if batch.ends or not keeps_up:
+            self._ended = batch.ends
+            assert self._wake is not None
+            if not self._wake.done():
+                self._behind = not keeps_up
+                self.released()
 
     def released(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -199,7 +197,7 @@ class Subscription:
             self._window.detach(self)  # at once: what is shown next may not follow this cursor
 
     def _advance(self, batch: Batch) -> None:
-        self.position = batch.entries[-1].position
+        self.position = batch.head
         self._ended = batch.ends
 
 

@@ -58,7 +58,7 @@ class Turn(OwnedTurn):
         self._gaps = ports.metrics.gap_histogram(tenant.id, heading.persona)
         self._last_item_s = 0.0
         self._chat: Chat | None = None
-        self._chars = 0
+        self._room = ports.rules.answer_max_chars  # for text that is yet to come
         self._capped = False
         self._allowance = allowance
         if allowance is not None:
@@ -86,6 +86,12 @@ class Turn(OwnedTurn):
         else:
             self._passage.answered()
         self._last_item_s = now_s
+        if len(items) == 1 and self._takes_plainly(item := items[0]):
+            text = item.text or ""
+            self._room -= len(text)
+            self.live.add_text(text)
+            self._ports.journal.touch(self._journal_entry)
+            return
         events: list[Event] = []
         for number, item in enumerate(items, 1):
             self._take(item, events)
@@ -124,6 +130,24 @@ class Turn(OwnedTurn):
         elif self._waited_end is not None:
             self.chat_ended(*self._waited_end)
 
+    def _takes_plainly(self, item: AnswerItem) -> bool:
+        """Whether an item is a piece of text in the middle of an answer and nothing else, as nearly all are."""
+        text = item.text
+        return (
+            text is not None
+            and 0 < len(text) <= self._room
+            and self._announced
+            and self._allowance is None
+            and item.finish_reason is None
+            and not item.index
+            and (item.role is None or item.role == "assistant")
+            and item.usage is None
+            and item.citations is None
+            and item.moderation is None
+            and (item.message_id is None or self._message_id is not None)
+            and (item.run_id is None or self._run_id is not None)
+        )
+
     def _take(self, item: AnswerItem, events: list[Event]) -> None:
         text = item.text
         if item.message_id is not None and self._message_id is None:
@@ -139,10 +163,10 @@ class Turn(OwnedTurn):
                     self.tenant.id, self.heading.persona, time.monotonic() - self._sent_at_s
                 )
                 events.append(MessageStarted(self._message_id, self._run_id, "assistant"))
-            if text and len(text) > (room := self._ports.rules.answer_max_chars - self._chars):
-                text, self._capped = text[:room], True  # no reader ever gets further than recovery steps over
+            if text and len(text) > self._room:
+                text, self._capped = text[: self._room], True  # no reader ever gets further than recovery steps over
             if text:
-                self._chars += len(text)
+                self._room -= len(text)
                 events.append(TextDelta(text))
             if item.finish_reason is not None:
                 self._finish_reason = item.finish_reason

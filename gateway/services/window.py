@@ -24,21 +24,34 @@ Encoder = Callable[[str, str, Sequence[Entry]], bytes]
 class Batch:
     """Neighbouring entries of one turn on their way to readers, encoded once for all readers of a dialect."""
 
-    __slots__ = ("_encoded", "begins", "conversation_id", "ends", "entries", "turn_id")
+    __slots__ = ("_data", "_encoder", "_others", "begins", "conversation_id", "ends", "entries", "head", "turn_id")
 
     def __init__(self, turn_id: TurnId, conversation_id: ConversationId, entries: Sequence[Entry]) -> None:
+        first, last = entries[0], entries[-1]
         self.turn_id = turn_id
         self.conversation_id = conversation_id
         self.entries = entries
-        self.begins = entries[0].position - advance(entries[0].event)  # the position that the first entry follows
-        self.ends = is_ending(entries[-1].event)
-        self._encoded: dict[Encoder, bytes] = {}
+        self.begins = first.position - advance(first.event)  # the position that the first entry follows
+        self.head = last.position
+        self.ends = is_ending(last.event)
+        self._encoder: Encoder | None = None
+        self._data: bytes
+        self._others: dict[Encoder, bytes] | None
 
     def encoded(self, encoder: Encoder) -> bytes:
         """Return the batch in a dialect; the encoder runs once however many readers share it."""
-        data = self._encoded.get(encoder)
+        if encoder is self._encoder:
+            return self._data
+        if self._encoder is None:  # nearly always all readers speak one dialect: spare them a mapping
+            self._encoder = encoder
+            self._others = None
+            self._data = encoder(self.turn_id, self.conversation_id, self.entries)
+            return self._data
+        if self._others is None:
+            self._others = {}
+        data = self._others.get(encoder)
         if data is None:
-            data = self._encoded[encoder] = encoder(self.turn_id, self.conversation_id, self.entries)
+            data = self._others[encoder] = encoder(self.turn_id, self.conversation_id, self.entries)
         return data
 
 
@@ -99,11 +112,11 @@ class Window(ABC):
 
     def attach(self, reader: Reader) -> None:
         """Push to a reader from now on. The caller has read to the head in the same step."""
-        self._readers.append(reader)
+        self._readers = [*self._readers, reader]  # a new list: readers come and go while the old one is gone through
 
     def detach(self, reader: Reader) -> None:
         if reader in self._readers:
-            self._readers.remove(reader)
+            self._readers = [other for other in self._readers if other is not reader]
 
     def release(self) -> None:
         """Send every reader to look again where the log goes on; none is pushed to until it attaches anew."""
@@ -113,9 +126,10 @@ class Window(ABC):
 
     def _show(self, entries: list[Entry]) -> None:
         self._shown += entries
-        if self._readers:
+        readers = self._readers
+        if readers:
             batch = Batch(self.turn_id, self.conversation_id, entries)
-            for reader in tuple(self._readers):  # a reader that falls behind detaches meanwhile
+            for reader in readers:
                 try:
                     reader.pushed(batch)
                 except Exception:  # one reader's connection must not end the turn for all

@@ -110,6 +110,12 @@ class LiveLogMachine(RuleBasedStateMachine):
     def events_arrive(self, events: list[Event]) -> None:
         self.add(events)
 
+    @precondition(lambda self: not self.ended)
+    @rule(text=st.text(min_size=1, max_size=4))
+    def text_arrives(self, text: str) -> None:
+        self.live.add_text(text)
+        self.log.append(Entry(self.log[-1].position + len(text), TextDelta(text)))
+
     @precondition(lambda self: self.saving is None and not self.ended)
     @rule()
     def save_begins(self) -> None:
@@ -393,7 +399,10 @@ def test_live_log_is_the_same_however_its_events_came_together(
         else:
             together.add(step)
             for event in step:
-                singly.add([event])
+                if isinstance(event, TextDelta):
+                    singly.add_text(event.text)
+                else:
+                    singly.add([event])
         assert (together.position, together.head, together.holding) == (singly.position, singly.head, singly.holding)
         assert units(together.unsaved()) == units(singly.unsaved())
     assert readers[0].got == readers[1].got == units(together.shown_after(1)) == units(singly.shown_after(1))
