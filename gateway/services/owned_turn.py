@@ -75,6 +75,34 @@ class TurnPorts:
 class OwnedTurn(ABC):
     """One turn in its owner's hands. ``run`` brings it to its ending; only that task writes it."""
 
+    # More attributes than Python keeps without a dictionary of each instance's own: 1.5 KiB, and slower to read.
+    __slots__ = (
+        "__weakref__",
+        "_citations",
+        "_done",
+        "_ending_position",
+        "_fenced",
+        "_finish_reason",
+        "_followed_at_s",
+        "_handed_over",
+        "_journal_entry",
+        "_message_id",
+        "_outlet",
+        "_over",
+        "_ports",
+        "_run_id",
+        "_settled",
+        "_stop",
+        "_usage",
+        "epoch",
+        "heading",
+        "live",
+        "presence",
+        "started_at_s",
+        "tenant",
+        "turn_id",
+    )
+
     def __init__(
         self,
         ports: TurnPorts,

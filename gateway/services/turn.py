@@ -43,6 +43,23 @@ QUEUED_EVERY_S: Final = 2.0  # at most
 class Turn(OwnedTurn):
     """One answer under way; a ChatReceiver. Created by ``Turns`` once the conversation is claimed."""
 
+    __slots__ = (
+        "_again",
+        "_allowance",
+        "_announced",
+        "_capped",
+        "_chat",
+        "_gaps",
+        "_last_item_s",
+        "_passage",
+        "_queued",
+        "_queued_at_s",
+        "_room",
+        "_sent_at_s",
+        "_waited_end",
+        "_waiting",
+    )
+
     def __init__(
         self,
         ports: TurnPorts,
