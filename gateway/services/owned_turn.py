@@ -34,6 +34,7 @@ from gateway.core.events import (
 )
 from gateway.core.identity import Disconnect, Principal, Tenant, WorkerId
 from gateway.core.ledger import Settlement
+from gateway.core.revocation import Holder
 from gateway.core.turn import StopReason, TurnId, TurnState, Usage, estimate_usage
 from gateway.services.clock import timestamp
 from gateway.services.journal import Journal
@@ -77,7 +78,7 @@ class OwnedTurn(ABC):
 
     # More attributes than Python keeps without a dictionary of each instance's own: 1.5 KiB, and slower to read.
     __slots__ = (
-        "__weakref__",
+        "_awaited",
         "_citations",
         "_done",
         "_ending_position",
@@ -96,6 +97,7 @@ class OwnedTurn(ABC):
         "_usage",
         "epoch",
         "heading",
+        "holder",
         "live",
         "presence",
         "started_at_s",
@@ -118,6 +120,7 @@ class OwnedTurn(ABC):
         self.turn_id: TurnId = heading.turn_id
         self.live = LiveLog(heading.turn_id, heading.conversation_id, stored)
         self.started_at_s = time.monotonic()
+        self.holder: Holder | None = None  # who started it, where it was started on this worker
         self.presence = Presence(disconnect, self.stop)
         self._ports = ports
         self.epoch = epoch
@@ -133,8 +136,10 @@ class OwnedTurn(ABC):
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self._citations: list[dict[str, Any]] = []
-        self._done = asyncio.Event()
+        self._done = False
+        self._awaited: asyncio.Event | None = None  # made by who waits; 800 bytes
         self._settled: tuple[Ending, Message, Settlement] | None = None
+        self._ending_position = 0  # known once it is settled
 
     @abstractmethod
     async def run(self) -> None:
@@ -142,7 +147,10 @@ class OwnedTurn(ABC):
 
     async def ended(self) -> None:
         """Wait until the ending has been shown, or another worker has the turn."""
-        await self._done.wait()
+        if not self._done:
+            if self._awaited is None:
+                self._awaited = asyncio.Event()
+            await self._awaited.wait()
 
     # --- what reaches it -----------------------------------------------------------------------------------------
 
@@ -285,18 +293,23 @@ class OwnedTurn(ABC):
     def _show(self, ending: Ending) -> None:
         self.live.end(Entry(self._ending_position, ending))
         self._outlet.show_to(())
-        self._done.set()
+        self._be_done()
         self._count(ending)
 
     def _abandon(self) -> None:
         """Leave the turn to the worker that took it over, which writes its ending and its tokens."""
         self._outlet.show_to(())
         self.live.abandon()
-        self._done.set()
+        self._be_done()
         seconds = time.monotonic() - self.started_at_s
         self._ports.metrics.turn_ended(
             self.tenant.id, self.heading.persona, TurnState.FAILED, Code.WORKER_LOST, seconds
         )
+
+    def _be_done(self) -> None:
+        self._done = True
+        if self._awaited is not None:
+            self._awaited.set()
 
     def _answer(self, ending: Ending) -> Message:
         completed = isinstance(ending, TurnCompleted)

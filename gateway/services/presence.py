@@ -18,6 +18,8 @@ class Presence:
     ``on_abandoned`` is called at most once, from the event loop. ``close`` it when the turn ends.
     """
 
+    __slots__ = ("_followers", "_loop", "_on_abandoned", "_readers", "_rule", "_timer")
+
     def __init__(self, rule: Disconnect, on_abandoned: Callable[[StopReason], None]) -> None:
         self._rule = rule
         self._on_abandoned = on_abandoned

@@ -59,6 +59,17 @@ class Rescue(OwnedTurn):
     have given it, so a reader that was shown more than the log holds goes on exactly where it stopped.
     """
 
+    __slots__ = (
+        "_after_loss",
+        "_announced",
+        "_asked",
+        "_copies",
+        "_looks_s",
+        "_process_died",
+        "_seen",
+        "_whole",
+    )
+
     def __init__(
         self,
         ports: TurnPorts,

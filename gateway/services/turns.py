@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from gateway.core.conversation import ConversationId
 from gateway.core.errors import Code, GatewayError
@@ -67,7 +66,6 @@ class Turns:
         )
         self._starting: set[asyncio.Task[Any]] = set()
         self._draining = False
-        self._holders: WeakKeyDictionary[OwnedTurn, Holder] = WeakKeyDictionary()
         self.revoked: Callable[[Holder], bool] = lambda _: False  # whether what somebody holds was taken back
 
     async def start(
@@ -147,7 +145,7 @@ class Turns:
         worker only whose it is.
         """
         for turn in self._roster.all():
-            if self.revoked(self._holders.get(turn) or Holder(turn.tenant.id, turn.heading.owner)):
+            if self.revoked(turn.holder or Holder(turn.tenant.id, turn.heading.owner)):
                 turn.stop(StopReason.REVOKED)
 
     @property
@@ -188,7 +186,7 @@ class Turns:
 
     def _set_going(self, principal: Principal, turn: Turn) -> None:
         tenant, heading = turn.tenant, turn.heading
-        holder = self._holders[turn] = Holder.of(principal)
+        holder = turn.holder = Holder.of(principal)
         self._metrics.turn_started(tenant.id, heading.persona)
         log_event(
             logger,
