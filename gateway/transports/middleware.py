@@ -153,6 +153,7 @@ async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> Non
     told = request.get(_TOLD)
     if told is not None and told.quotas:
         headers.update(limit_headers(told.quotas))
+        told.quotas = ()  # a stream would keep them as long as it lasts
     if request.app[EDGE].draining and response.status != 101:
         headers[hdrs.CONNECTION] = "close"
         response.force_close()

@@ -99,6 +99,7 @@ class SseStream:
         if self._chunked:
             self.response.enable_chunked_encoding()
         await self.response.prepare(self._request)
+        self.response.headers.clear()  # sent, and 4 KB as long as the stream
         transport = self._request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("client left before the stream began")

@@ -98,6 +98,7 @@ class Socket:
 
     async def serve(self) -> web.WebSocketResponse:
         await self._ws.prepare(self._request)
+        self._ws.headers.clear()  # sent
         transport = self._request.transport
         if transport is None:
             raise ConnectionResetError("client left during the upgrade")
