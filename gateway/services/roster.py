@@ -27,6 +27,7 @@ class Roster:
         self._turns: dict[TurnId, OwnedTurn] = {}
         self._ended: deque[tuple[float, OwnedTurn]] = deque(maxlen=LINGER_MAX)
         self.on_add: Callable[[TurnId], None] = lambda _: None  # called in the step that makes a turn this worker's
+        self.on_end: Callable[[OwnedTurn], None] = lambda _: None  # called when a turn's task ends
         self.tasks: set[asyncio.Task[object]] = set()
 
     def __len__(self) -> int:
@@ -64,6 +65,7 @@ class Roster:
             await turn.crash()
         finally:
             del self._turns[turn.turn_id]
+            self.on_end(turn)
             self._ended.append((time.monotonic() + LINGER_S, turn))
             asyncio.get_running_loop().call_later(LINGER_S, self._forget)
 

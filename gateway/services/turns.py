@@ -64,6 +64,7 @@ class Turns:
             holdings=holdings,
             spawn=self._spawn,
         )
+        roster.on_end = lambda turn: holdings.drop(turn.tenant.id, turn.turn_id)
         self._starting: set[asyncio.Task[Any]] = set()
         self._draining = False
         self.revoked: Callable[[Holder], bool] = lambda _: False  # whether what somebody holds was taken back
@@ -198,8 +199,7 @@ class Turns:
             persona=heading.persona,
             user=heading.owner,
         )
-        task = self._roster.add(turn)
-        task.add_done_callback(lambda _: self._holdings.drop(tenant.id, turn.turn_id))
+        self._roster.add(turn)
         if self.revoked(holder):  # meanwhile
             turn.stop(StopReason.REVOKED)
         self._watches.began(tenant.id, heading.conversation_id, turn.turn_id, heading.owner)
