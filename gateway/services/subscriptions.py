@@ -47,6 +47,23 @@ class Sink(Protocol):
 class Subscription:
     """One reader of one turn. ``deliver`` runs it to the turn's ending; cancelling that detaches it."""
 
+    __slots__ = (
+        "_behind",
+        "_ended",
+        "_finished",
+        "_sink",
+        "_subscriptions",
+        "_tenant",
+        "_wake",
+        "_window",
+        "conversation_id",
+        "left",
+        "position",
+        "replayed",
+        "resumed",
+        "turn_id",
+    )
+
     def __init__(
         self,
         subscriptions: Subscriptions,
