@@ -25,6 +25,7 @@ from gateway.services.subscriptions import Subscriptions
 from gateway.services.turns import Turns
 from gateway.services.watches import Watches
 from gateway.telemetry.metrics import Metrics
+from gateway.transports.pulse import Pulse
 
 T = TypeVar("T")
 
@@ -96,7 +97,11 @@ class Edge:
     metrics: Metrics
     rules: EdgeRules
     open: set[Closable] = field(default_factory=set)
+    pulse: Pulse = field(init=False)
     draining: bool = False  # answers close their connections, so that clients move on
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.rules.keepalive_s)
 
     def end_lost(self) -> None:
         """End the connections of those who have lost access, or whose tenant lets them in no longer as they came."""

@@ -33,6 +33,7 @@ from gateway.services.subscriptions import Subscription
 from gateway.services.window import Batch
 from gateway.telemetry.logging import event as log_event
 from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, REVOKED_S, origin_of
+from gateway.transports.pulse import BEATS_PER_PERIOD
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,23 @@ class _Response(web.StreamResponse):
 class SseStream:
     """A Sink over one HTTP response. ``open`` it, ``deliver`` a subscription, and leave the rest to aiohttp."""
 
+    __slots__ = (
+        "_chunked",
+        "_cut_off",
+        "_edge",
+        "_encoder",
+        "_loop",
+        "_lost",
+        "_quiet_beats",
+        "_request",
+        "_subscription",
+        "_transport",
+        "door",
+        "origin",
+        "principal",
+        "response",
+    )
+
     def __init__(self, request: web.Request, turn_id: str) -> None:
         self._request = request
         self._edge = request.app[EDGE]
@@ -75,8 +93,7 @@ class SseStream:
         assert isinstance(writer, StreamWriter)
         self._writer = writer
         self._loop = asyncio.get_running_loop()
-        self._written_at_s = self._loop.time()
-        self._keepalive: asyncio.TimerHandle | None = None
+        self._quiet_beats = 0  # since something was written
         self._subscription: Subscription | None = None
         self._cut_off: asyncio.TimerHandle | None = None
         self._lost: GatewayError | None = None
@@ -111,7 +128,7 @@ class SseStream:
         metrics.stream_opened("sse")
         self._subscription = subscription
         self._edge.open.add(self)
-        self._keepalive = self._loop.call_later(self._edge.rules.keepalive_s, self._keep_alive)
+        self._edge.pulse.join(self)
         error = self._edge.auth.lost(self.principal, self.origin, self.door)  # since the request was let in
         if error is not None:
             self.revoke(error)
@@ -125,7 +142,7 @@ class SseStream:
             logger.exception("stream.crashed")
             self._tell(GatewayError(Code.INTERNAL))
         finally:
-            self._keepalive.cancel()
+            self._edge.pulse.leave(self)
             self._edge.open.discard(self)
             self._subscription = None  # which has this stream as its sink: a cycle would keep the whole request
             metrics.stream_closed("sse")
@@ -161,7 +178,7 @@ class SseStream:
             data, self._begun = self._begun + data, b""
         transport.write(data)
         self._complete = batch.ends
-        self._written_at_s = self._loop.time()
+        self._quiet_beats = 0
         return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
 
     async def write(self, batch: Batch, /) -> None:
@@ -226,7 +243,7 @@ class SseStream:
         if not self._transport.is_closing() and not self._complete:
             begun, self._begun = self._begun, b""
             self._transport.write(begun + self._framed(data) if data else begun)
-            self._written_at_s = self._loop.time()
+            self._quiet_beats = 0
 
     def _tell(self, error: GatewayError) -> None:
         """An error of the connection itself, after its beginning: an event without an id, so no cursor moves."""
@@ -234,12 +251,9 @@ class SseStream:
         body = encode_json(problem(error, self._request.get(REQUEST_ID)))
         self._put(encode_event(body, event="stream.error", id=None))
 
-    def _keep_alive(self) -> None:
-        idle_s = self._loop.time() - self._written_at_s
-        period_s = self._edge.rules.keepalive_s
-        if idle_s >= period_s:
-            # Not to a reader that is behind: its connection is alive, and comments would only pile up.
-            if self._transport.get_write_buffer_size() == 0:
-                self._put(KEEPALIVE)
-            idle_s = 0.0
-        self._keepalive = self._loop.call_later(max(period_s - idle_s, 0.001), self._keep_alive)
+    def beat(self) -> None:
+        """Write a comment where nothing else was written for a whole period, or an eighth less."""
+        self._quiet_beats += 1
+        # Not to a reader that is behind: its connection is alive, and comments would only pile up.
+        if self._quiet_beats >= BEATS_PER_PERIOD and self._transport.get_write_buffer_size() == 0:
+            self._put(KEEPALIVE)
