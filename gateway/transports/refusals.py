@@ -9,6 +9,8 @@ stands where ``web.AppRunner`` would and changes that. It leans on this of aioht
   ``_loop``, and makes each by being called;
 - every protocol is a ``RequestHandler``, whose ``handle_error`` gives the answer to all that the parser could not read
   and to what no handler caught, and whose ``log_exception`` is told of what fails after an answer;
+- what a protocol has parsed and not begun to handle is in its ``_messages``, of which it asks for ``append``,
+  ``popleft`` and how many there are;
 - an unreadable request comes as one without headers and without a route, so ``on_response_prepare`` is not sent for it;
 - an ``Expect`` that nobody knows is raised as ``HTTPExpectationFailed`` before the middlewares.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
@@ -85,6 +87,15 @@ class _Server(web.Server):
         return response
 
 
+class _Queue(list[Any]):
+    """The requests of a connection that wait: seldom one, and an empty deque takes 0.7 KB of every connection."""
+
+    __slots__ = ()
+
+    def popleft(self) -> Any:
+        return self.pop(0)
+
+
 class _Protocol(web.RequestHandler):
     """One connection."""
 
@@ -92,6 +103,7 @@ class _Protocol(web.RequestHandler):
 
     def __init__(self, server: _Server, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]  # what aiohttp gave the server, passed on
+        self._messages = _Queue()  # type: ignore[assignment]  # has what is asked of the deque in its place
         self._server = server  # aiohttp's own reference ends with the connection, before handlers do
 
     def handle_error(
