@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.turn import ChatReceiver
 from gateway.protocol.hyperleap import StreamItem, read_item, refusal
 from gateway.protocol.json_array import ArrayError, ArrayTruncated, JsonArrayDecoder
+from gateway.upstream.clocks import Clocks
 from gateway.upstream.codes import told
 from gateway.upstream.errors import UpstreamError
 from gateway.upstream.pool import Stream
-from gateway.upstream.rules import UpstreamRules
 
 
 class HyperleapChat:
     """One answer under way: the pool's Receiver, the turn's Chat."""
 
-    def __init__(self, receiver: ChatReceiver, rules: UpstreamRules, answered: Callable[[int | None], None]) -> None:
+    __slots__ = (
+        "_answered",
+        "_answering",
+        "_begun_s",
+        "_clocks",
+        "_decoder",
+        "_heard_s",
+        "_loop",
+        "_over",
+        "_receiver",
+        "_stream",
+        "due_s",
+    )
+
+    def __init__(self, receiver: ChatReceiver, clocks: Clocks, answered: Callable[[int | None], None]) -> None:
         """``answered`` is told the status once, or None when the chat is over without one."""
         self._receiver = receiver
-        self._rules = rules
+        self._clocks = clocks
         self._answered: Callable[[int | None], None] | None = answered
         self._loop = asyncio.get_running_loop()
         self._decoder = JsonArrayDecoder(StreamItem)
@@ -29,8 +44,7 @@ class HyperleapChat:
         self._over = False
         self._begun_s = self._heard_s = self._loop.time()
         self._answering = False
-        self._clock: asyncio.TimerHandle | None = None
-        self._rings_s = 0.0  # when the clock does
+        self.due_s = inf  # when the next deadline falls, or fell before something was heard
 
     def bind(self, stream: Stream) -> None:
         """Take the stream once the request is on a connection; callbacks may have come before."""
@@ -46,8 +60,7 @@ class HyperleapChat:
     def cancel(self) -> None:
         self._over = True
         self._tell(None)
-        if self._clock is not None:
-            self._clock.cancel()
+        self._clocks.stop(self)
         if self._stream is not None:
             self._stream.cancel()
 
@@ -97,7 +110,7 @@ class HyperleapChat:
 
     def _due(self) -> tuple[float, str, float]:
         """When the next deadline falls, its name and its length."""
-        rules = self._rules
+        rules = self._clocks.rules
         whole = (self._begun_s + rules.turn_timeout_s, "whole turn", rules.turn_timeout_s)
         if self._answering:
             silence = (self._heard_s + rules.between_tokens_timeout_s, "between tokens", rules.between_tokens_timeout_s)
@@ -106,24 +119,15 @@ class HyperleapChat:
         return min(whole, silence)
 
     def _wind(self) -> None:
-        """Let the clock ring at the next deadline at the latest."""
         if self._stream is None:
             return  # bind winds it
-        due_s = self._due()[0]
-        if self._clock is not None:
-            if due_s >= self._rings_s:
-                return  # it is looked at again when it rings
-            self._clock.cancel()
-        self._rings_s = due_s
-        self._clock = self._loop.call_at(due_s, self._ring)
+        self.due_s = self._due()[0]
+        self._clocks.wind(self)
 
-    def _ring(self) -> None:
+    def ring(self) -> None:
         """What was heard since the clock was wound only moves its deadline away, so it is looked at when it rings."""
-        self._clock = None
-        due_s, name, length_s = self._due()
-        if self._loop.time() < due_s:
-            self._wind()
-        else:
+        self.due_s, name, length_s = self._due()
+        if self._loop.time() >= self.due_s:
             self._end(GatewayError(Code.UPSTREAM_TIMEOUT, f"Hyperleap took longer than {length_s:g} s ({name})."))
 
     def _tell(self, status: int | None) -> None:

@@ -28,6 +28,7 @@ from gateway.protocol.hyperleap import (
     refusal,
 )
 from gateway.upstream.chat import HyperleapChat
+from gateway.upstream.clocks import Clocks
 from gateway.upstream.codes import told
 from gateway.upstream.dial import ProbeFacts
 from gateway.upstream.errors import UpstreamError
@@ -58,6 +59,7 @@ class HyperleapClient:
         self._pool = Pool(rules.base_url, settings=pool_settings, ca_file=rules.ca_file, observer=observer)
         parts = urlsplit(rules.base_url)
         self._prefix = parts.path.rstrip("/")
+        self._clocks = Clocks(rules)
         self._chat_headers: dict[KeyLabel, tuple[Credential, Headers]] = {}
         scheme = "https" if parts.scheme == "https" else "http"
         self._http = httpx.AsyncClient(
@@ -82,7 +84,7 @@ class HyperleapClient:
         self, conversation_id: ConversationId, message: str, receiver: ChatReceiver, *, key: KeyLabel
     ) -> HyperleapChat:
         credential = self._keys.take(key)
-        chat = HyperleapChat(receiver, self._rules, partial(self._keys.answered, credential))
+        chat = HyperleapChat(receiver, self._clocks, partial(self._keys.answered, credential))
         try:
             stream = await self._pool.open_stream(
                 "PATCH",
