@@ -42,7 +42,7 @@ class Passage:
         self.passed = answer is None or answer.outcome is Outcome.PASSED
         self.probe = answer is not None and answer.probe
         self.place = (0, 0.0)  # while it waits: how many pass up to it, and for about how many seconds
-        self.on_place: Callable[[], None] = lambda: None  # it has another place
+        self.on_place: Callable[[], None] = _nothing  # it has another place
         self._gate = gate
         self._stirred = None if self.passed else asyncio.Event()  # 800 bytes that few calls need
         self._told = False
@@ -96,3 +96,7 @@ class Passage:
     def _stir(self) -> None:
         if self._stirred is not None:
             self._stirred.set()
+
+
+def _nothing() -> None:
+    pass
