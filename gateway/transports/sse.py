@@ -67,23 +67,6 @@ class _Response(web.StreamResponse):
 class SseStream:
     """A Sink over one HTTP response. ``open`` it, ``deliver`` a subscription, and leave the rest to aiohttp."""
 
-    __slots__ = (
-        "_chunked",
-        "_cut_off",
-        "_edge",
-        "_encoder",
-        "_loop",
-        "_lost",
-        "_quiet_beats",
-        "_request",
-        "_subscription",
-        "_transport",
-        "door",
-        "origin",
-        "principal",
-        "response",
-    )
-
     def __init__(self, request: web.Request, turn_id: str) -> None:
         self._request = request
         self._edge = request.app[EDGE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -60,7 +61,7 @@ async def start(request: web.Request) -> web.StreamResponse:
             },
         )
     if streamed:
-        return await _follow(request, principal, started.turn_id)
+        return await _deliver(request, await _open(request, principal, started.turn_id))
     return await _wait(request, principal, started.turn_id)
 
 
@@ -68,7 +69,7 @@ async def start(request: web.Request) -> web.StreamResponse:
 async def follow_turn(request: web.Request) -> web.StreamResponse:
     principal = await principal_of(request, ticket=True)
     check_door(principal, "sse")
-    return await _follow(request, principal, turn_id_of(request))
+    return await _deliver(request, await _open(request, principal, turn_id_of(request)))
 
 
 @routes.get("/v1/conversations/{conversation_id}/events", allow_head=False)
@@ -80,10 +81,10 @@ async def follow_conversation(request: web.Request) -> web.StreamResponse:
     active = await request.app[EDGE].subscriptions.active_turn(principal, conversation_id)
     cursor = cursor_of(request)
     if cursor is not None:
-        return await _follow(request, principal, cursor.turn_id, conversation_id)
+        return await _deliver(request, await _open(request, principal, cursor.turn_id, conversation_id))
     if active is None:
         return web.Response(status=204)
-    return await _follow(request, principal, active)
+    return await _deliver(request, await _open(request, principal, active))
 
 
 @routes.post("/v1/turns/{turn_id}/stop")
@@ -94,20 +95,28 @@ async def stop(request: web.Request) -> web.Response:
     return json_answer({"turn_id": turn_id, "state": state})
 
 
-async def _follow(
+async def _open(
     request: web.Request, principal: Principal, turn_id: TurnId, conversation_id: ConversationId | None = None
-) -> web.StreamResponse:
+) -> Subscription | None:
     edge = request.app[EDGE]
     cursor = cursor_of(request) if request.method == hdrs.METH_GET else None
     try:
-        subscription = await edge.subscriptions.open(principal, turn_id, cursor, conversation_id)
+        return await edge.subscriptions.open(principal, turn_id, cursor, conversation_id)
     except GatewayError as error:
         if error.code is Code.INVALID_CURSOR and request.headers.get("Last-Event-ID"):
             error.field = "Last-Event-ID"
         raise
+
+
+def _deliver(request: web.Request, subscription: Subscription | None) -> Awaitable[web.StreamResponse]:
+    """Return what delivers a subscription. No coroutine of its own, which would take 0.3 KB of every stream."""
     if subscription is None:
-        return web.Response(status=204)  # the ending was delivered: an EventSource stops reconnecting
-    return await SseStream(request, turn_id).deliver(subscription)
+        return _say_no_more()
+    return SseStream(request, subscription.turn_id).deliver(subscription)
+
+
+async def _say_no_more() -> web.Response:
+    return web.Response(status=204)  # the ending was delivered: an EventSource stops reconnecting
 
 
 class _Collector:
