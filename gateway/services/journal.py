@@ -41,6 +41,25 @@ class Owner(Protocol):
         """Write the turn's record again; raises GatewayError."""
 
 
+class _Nobody:
+    """Owns what was closed."""
+
+    def stop(self, reason: StopReason, /) -> None:
+        pass
+
+    def followed(self, workers: Sequence[WorkerId], asked_at_s: float, /) -> None:
+        pass
+
+    def let_go(self) -> None:
+        pass
+
+    async def restore(self) -> None:
+        pass
+
+
+NOBODY: Final = _Nobody()
+
+
 class JournalEntry:
     """One turn's place in the journal."""
 
@@ -99,6 +118,7 @@ class Journal:
         if not self._entries and self._heart is not None:
             self._heart.cancel()
             self._heart = None
+        entry.owner = NOBODY  # else each would keep the other until the garbage collector comes by
 
     def _let_go(self, entry: JournalEntry) -> None:
         entry.open = False

@@ -12,6 +12,9 @@ from gateway.core.turn import StopReason
 ARRIVAL_S: Final = 10.0  # a turn's first reader comes within this, or its client was gone before the turn began
 
 
+CLOSED: Final = Disconnect(policy=DisconnectPolicy.DRAIN)
+
+
 class Presence:
     """Counts one turn's readers and applies its tenant's rule when the last of them leaves.
 
@@ -53,7 +56,8 @@ class Presence:
 
     def close(self) -> None:
         self._disarm()
-        self._rule = Disconnect(policy=DisconnectPolicy.DRAIN)
+        self._rule = CLOSED
+        self._on_abandoned = _nobody_cares  # the turn's own method: with it the two would keep each other
 
     @property
     def _patience_s(self) -> float:
@@ -70,3 +74,7 @@ class Presence:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _nobody_cares(_: StopReason) -> None:
+    pass

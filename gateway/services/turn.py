@@ -228,6 +228,7 @@ class Turn(OwnedTurn):
             if other is not None and not self._over.done():  # the key was refused before anything was taken in
                 await self._send_again(other)
             error = await self._over
+            self._chat = None  # it is over; each would keep the other until the garbage collector comes by
         finally:
             self._passage.leave(unsent=False)
         if self._allowance is not None:

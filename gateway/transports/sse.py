@@ -126,6 +126,7 @@ class SseStream:
             self._tell(GatewayError(Code.INTERNAL))
         finally:
             self._edge.pulse.leave(self)
+            self._subscription = None  # each would keep the other, and with it the request and its connection
             self._edge.open.discard(self)
             self._subscription = None  # which has this stream as its sink: a cycle would keep the whole request
             metrics.stream_closed("sse")

@@ -48,10 +48,10 @@ class HyperleapChat:
 
     def bind(self, stream: Stream) -> None:
         """Take the stream once the request is on a connection; callbacks may have come before."""
-        self._stream = stream
         if self._over:
             stream.cancel()
             return
+        self._stream = stream
         self._begun_s = self._loop.time()
         if not self._answering:
             self._heard_s = self._begun_s
@@ -62,7 +62,8 @@ class HyperleapChat:
         self._tell(None)
         self._clocks.stop(self)
         if self._stream is not None:
-            self._stream.cancel()
+            stream, self._stream = self._stream, None  # each would keep the other
+            stream.cancel()
 
     # --- Receiver ------------------------------------------------------------------------------------------------
 
