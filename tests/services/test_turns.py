@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.conversation import Conversation, ConversationId
 from gateway.core.errors import WIRE, Code, GatewayError
 from gateway.core.events import MessageExtra, TurnCompleted, TurnFailed, TurnStopped
+from gateway.core.identity import TenantId
 from gateway.core.plan import Plan, ScopeLimits
 from gateway.core.turn import AnswerItem, StopReason, TurnId, TurnState
 from gateway.services import owned_turn
 from gateway.store.embedded import EmbeddedValkey
+from gateway.store.redis import Keys
 from tests.services.conftest import SetStage
 from tests.services.stage import FINISH, Stage, until
 
@@ -325,6 +328,35 @@ async def test_start_again_with_its_key_leads_back(stage: Stage) -> None:
     assert (again.turn_id, again.repeated) == (first.turn_id, True)
     error = await refused(Code.IDEMPOTENCY_MISMATCH, stage.start(conversation, "Other", key="k"))
     assert error.field == "Idempotency-Key"
+
+
+async def test_start_in_a_conversation_whose_persona_changed_goes_by_the_stores_word(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker remembers of a conversation spares a read, and never decides where the store knows better."""
+    conversation = await stage.conversation()
+    await stage.start(conversation)
+    (await stage.vendor.chat()).complete("Hi")
+    await until(lambda: stage.turns.running == 0)
+    head = stage.cache.head
+    reads: list[ConversationId] = []
+
+    async def counted(tenant: TenantId, conversation_id: ConversationId) -> Conversation | None:
+        reads.append(conversation_id)
+        return await head(tenant, conversation_id)
+
+    monkeypatch.setattr(stage.cache, "head", counted)
+    started = await stage.start(conversation)
+    assert reads == []
+    await stage.turns.stop(stage.user(), started.turn_id, StopReason.USER)
+    await until(lambda: stage.turns.running == 0)
+    key = Keys(stage.tenant.id).conversation(conversation)
+    await stage.store.call("HSET", key, "persona", "other")
+    again = await stage.start(conversation)
+    assert reads == [conversation]
+    turn = stage.roster.find(again.turn_id)
+    assert turn is not None
+    assert turn.heading.persona == "other"
 
 
 @pytest.mark.parametrize(
