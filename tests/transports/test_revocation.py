@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.conftest import Running, StartGateway
 from tests.transports.client import Client, Closed, Reader, eventually
 from tests.transports.conftest import SignIn
 
+NARROW_BYTES = 8192
 WITHIN_S = 2.0  # the promise
 ENDLESS = "Hi #tokens=3000 #rate=20"
 
@@ -184,8 +186,12 @@ async def test_revocation_cuts_off_a_reader_that_does_not_read(running: Running,
     client = await sign_in(running)
     conversation = await client.conversation()
     host, port = running.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-    body = '{"message": "Hi #tokens=200000 #rate=20000"}'
+    narrow = socket.socket()  # it and the gateway's end hold little, so that it falls behind at once
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW_BYTES)
+    narrow.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(narrow, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=narrow, limit=1024)
+    body = '{"message": "Hi #tokens=200000 #rate=5000"}'
     head = (
         f"POST /v1/conversations/{conversation}/turns HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
         f"Accept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
@@ -196,6 +202,7 @@ async def test_revocation_cuts_off_a_reader_that_does_not_read(running: Running,
     await eventually(lambda: len(edge.open) == 1, "the stream to be open")
     (stream,) = edge.open
     transport = stream._transport  # type: ignore[attr-defined]
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NARROW_BYTES)
     await eventually(lambda: transport.get_write_buffer_size() > 0, "the reader to be behind")
     async with asyncio.timeout(WITHIN_S):
         await by_user(running, client)
