@@ -19,9 +19,10 @@ from tests.bench import admit as admit_bench
 from tests.bench import layouts as layouts_bench
 from tests.bench import profile as profiler
 from tests.bench import survive as survive_bench
-from tests.bench.compare import proxies, shapes
+from tests.bench.compare import goals, proxies, shapes
 from tests.bench.compare import run as compare_bench
 from tests.bench.compare.contenders import CONTENDERS
+from tests.bench.compare.variants import Variant, VariantType
 from tests.bench.phase import Work, measure, wait_idle, warm_up
 from tests.bench.process import ProcessDied, fast_loop
 from tests.bench.report import Report
@@ -90,6 +91,14 @@ def turn(
 @click.option("--seconds", type=click.FloatRange(0.5, 120), help="Of each window [5; 2 if short].")
 @click.option("--shape", "shape_names", type=click.Choice(shapes.NAMES), multiple=True, help="May be repeated [all].")
 @click.option("--contender", "names", type=click.Choice(CONTENDERS), multiple=True, help="May be repeated [all].")
+@click.option(
+    "--variant",
+    "variants",
+    type=VariantType(),
+    multiple=True,
+    metavar="NAME=[PYTHON][,VARIABLE=VALUE…]",
+    help="Gateway and bare relay once more, on another Python or in another environment; may be repeated.",
+)
 @click.option("--litellm", type=click.Path(path_type=Path), help="The virtual environment that LiteLLM is in.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write table, plot and raw data there.")
 def compare(
@@ -98,6 +107,7 @@ def compare(
     seconds: float | None,
     shape_names: tuple[str, ...],
     names: tuple[str, ...],
+    variants: tuple[Variant, ...],
     litellm: Path | None,
     out: Path | None,
 ) -> None:
@@ -118,6 +128,7 @@ def compare(
                         chosen,
                         only,
                         programs,
+                        variants,
                         missing,
                         rounds or (2 if short else 3),
                         shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]]),
@@ -132,7 +143,7 @@ def compare(
     click.echo(comparison.document(chosen))
     if out is not None:
         comparison.write(out, chosen)
-    past, broken = comparison.past_bounds() if short else [], comparison.broken()
+    past, broken = goals.past_bounds(comparison.results) if short else [], comparison.broken()
     for words in (*past, *broken):
         click.echo(words, err=True)
     if past or broken:

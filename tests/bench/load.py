@@ -3,7 +3,8 @@
 Reads a Plan from standard input, opens what it needs and says ``ready``; then it is led by words: ``connect`` (it says
 ``connected`` when each seat has its connection, which ``start`` does as well), ``start`` the turns (it says ``waiting``
 when each has its first event and ``steady`` when each has its first delta), ``begin`` and ``end`` the recording,
-``finish`` (let turns end, start none, print the result).
+``pause`` and ``resume`` reading, ``stop`` every turn (it says when it asked for each), ``finish`` (let turns end, start
+none, print the result).
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Literal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
 from gateway.upstream.pool import Pool
 from tests.bench.dialects import NativeFrames, NativeSse, VendorFrames, VendorItems
 from tests.bench.ledger import Tally
+from tests.bench.places import few_at_a_time, gateway_places, vendor_paths
+from tests.bench.plan import Plan
 from tests.bench.process import fast_loop
+from tests.bench.requests import follow_request, post_request, upgrade_request
 from tests.bench.seats import (
     DirectSeat,
     FollowingSeat,
@@ -30,34 +35,15 @@ from tests.bench.seats import (
     Seat,
     ShownSeat,
     SocketSeat,
-    follow_request,
-    post_request,
-    upgrade_request,
+    StopLine,
 )
 
 POLL_S: Final = 0.02
 STUCK_S: Final = 50.0  # after the ramp; less than the benchmark waits
-SETUP_CONNECTIONS: Final = 8
-PERSONA_ID: Final = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
-
-# The vendor itself, the gateway over SSE and over WebSocket, then what has only HTTP/1.1 to its source: relays of the
-# vendor's items over SSE and over WebSocket, and of OpenAI's chunks over SSE.
-Route = Literal["direct", "sse", "ws", "relay", "relay-ws", "openai"]
-
-
-class Plan(msgspec.Struct, kw_only=True):
-    """What the clients of one phase do. ``events`` is what the simulator will send in answer to ``message``."""
-
-    route: Route
-    url: str
-    key: str  # the vendor's for direct, the tenant's secret key for the gateway, or what a proxy asks for
-    ca_file: str | None = None
-    streams: int
-    events: int
-    message: str
-    ramp_s: float
-    repeat: bool
-    readers: int = 1  # of each turn; more than one over SSE from the gateway only
+STOPS_PER_S: Final = 50.0
+# Loopback's segments of 64 KiB let the kernel hold 3.6 MB for a client that does not read; so it holds 100 kB.
+SEGMENT_BYTES: Final = 1460
+RECEIVE_BYTES: Final = 16_384
 
 
 class Load:
@@ -71,6 +57,7 @@ class Load:
         self._seats: list[Seat] = []
         self._sockets: Sequence[HttpSeat | SocketSeat] = ()
         self._followers: list[FollowingSeat] = []
+        self._stop_lines: list[StopLine] = []
         self._running = 0
         self._pool: Pool | None = None
 
@@ -93,6 +80,25 @@ class Load:
             await asyncio.sleep(begun_s + number * self.plan.ramp_s / len(self._seats) - loop.time())
             self._running += 1
             seat.begin()
+
+    async def stop(self) -> list[float]:
+        """Have every turn stopped, on a beat; return when each was, in Unix seconds."""
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        asked_at_s = []
+        for number in range(len(self._seats)):
+            await asyncio.sleep(begun_s + number / STOPS_PER_S - loop.time())
+            asked_at_s.append(time.time())
+            if self._stop_lines:
+                self._stop_lines[number].ask()
+            else:
+                self._seats[number].leave()
+        return asked_at_s
+
+    def read(self, *, on: bool) -> None:
+        """Have no seat read any more, or all of them read on."""
+        for seat in self._sockets:
+            seat.read(on=on)
 
     async def aclose(self) -> None:
         for seat in (*self._seats, *self._followers):
@@ -134,49 +140,28 @@ class Load:
             command = {"message": plan.message}
             self._sockets = [SocketSeat(*common, upgrade, command, VendorFrames) for _ in range(plan.streams)]
             return
-        path, asked = "/", dict[str, Any](message=plan.message)
-        if plan.route == "openai":
-            path = "/v1/chat/completions"
-            asked = {"model": "bench", "stream": True, "messages": [{"role": "user", "content": plan.message}]}
-        request = post_request(host, path, plan.key, json.dumps(asked).encode())
-        self._sockets = [HttpSeat(*common, request, VendorItems) for _ in range(plan.streams)]
+
+        def request(message: str) -> bytes:
+            path, asked = "/", dict[str, Any](message=message)
+            if plan.route == "openai":
+                path = "/v1/chat/completions"
+                asked = {"model": "bench", "stream": True, "messages": [{"role": "user", "content": message}]}
+            return post_request(host, path, plan.key, json.dumps(asked).encode())
+
+        self._sockets = [HttpSeat(*common, request(plan.message_of(n)), VendorItems) for n in range(plan.streams)]
 
     async def _open_direct(self) -> None:
         plan = self.plan
         pool = self._pool = Pool(plan.url, ca_file=plan.ca_file)
         headers = [(b"x-hl-api-key", plan.key.encode()), (b"content-type", b"application/json")]
         body = json.dumps({"message": plan.message}).encode()
-        create = json.dumps({"personaId": PERSONA_ID}).encode()
-
-        async def create_conversation(_: int) -> str:
-            answer = _Answer()
-            await pool.open_stream("POST", "/conversations/persona", headers, create, answer, deadline_s=30.0)
-            return str(json.loads(await answer.body)["conversationId"])
-
-        # All at once, so that the pool opens now the connections that it will need.
-        for conversation_id in await _few_at_a_time(create_conversation, plan.streams, together=plan.streams):
-            path = f"/conversations/{conversation_id}/chat-http2"
+        for path in await vendor_paths(pool, headers, plan.streams):
             self._seats.append(DirectSeat(self.tally, plan.events, self._turn_over, pool, path, headers, body))
 
     async def _open_gateway(self) -> None:
         plan = self.plan
         host = urlsplit(plan.url).netloc
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=SETUP_CONNECTIONS)) as http:
-
-            async def post(path: str, token: str, body: dict[str, Any]) -> Any:
-                async with http.post(
-                    plan.url + path, json=body, headers={"Authorization": f"Bearer {token}"}
-                ) as response:
-                    answer = await response.json()
-                    if response.status != 201:
-                        raise RuntimeError(f"POST {path}: {response.status} {answer}")
-                    return answer
-
-            async def open_one(number: int) -> tuple[str, str]:
-                token = str((await post("/v1/sessions", plan.key, {"user_id": f"bench-{number}"}))["token"])
-                return token, str((await post("/v1/conversations", token, {}))["id"])
-
-            places = await _few_at_a_time(open_one, plan.streams)
+        places = await gateway_places(plan)
         common = (self.tally, plan.events, self._turn_over)
         if plan.route == "ws":
             self._sockets = [
@@ -189,13 +174,25 @@ class Load:
                 for token, one in places
             ]
             return
-        body = json.dumps({"message": plan.message}).encode()
-        requests = [post_request(host, f"/v1/conversations/{one}/turns", token, body) for token, one in places]
-        if plan.readers == 1:
+        requests = [
+            post_request(
+                host,
+                f"/v1/conversations/{one}/turns",
+                token,
+                json.dumps({"message": plan.message_of(number)}).encode(),
+            )
+            for number, (token, one) in enumerate(places)
+        ]
+        if plan.readers == 1 and not plan.stops:
             self._sockets = [HttpSeat(*common, request, NativeSse) for request in requests]
             return
         shown = [ShownSeat(*common, request, NativeSse) for request in requests]
         for seat, (token, _) in zip(shown, places, strict=True):
+            if plan.stops:
+                line = StopLine(host, token)
+                self._stop_lines.append(line)
+                seat.shown = line.know
+                continue
             request = follow_request(host, token)
             followers = [FollowingSeat(*common, request, NativeSse) for _ in range(plan.readers - 1)]
             seat.shown = self._show_to(followers)
@@ -213,51 +210,21 @@ class Load:
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
         host, _, port = urlsplit(self.plan.url).netloc.rpartition(":")
-        seats = [*self._sockets, *self._followers]
+        seats = [*self._sockets, *self._followers, *self._stop_lines]
 
         async def connect_one(number: int) -> None:
             seat = seats[number]
-            await loop.create_connection(lambda: seat, host, int(port))
+            line = socket.socket()
+            line.setblocking(False)
+            if self.plan.narrow:
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+            await loop.sock_connect(line, (host, int(port)))
+            await loop.create_connection(lambda: seat, sock=line)
             await seat.opened
 
-        await _few_at_a_time(connect_one, len(seats))
+        await few_at_a_time(connect_one, len(seats))
         self._seats += self._sockets
-
-
-class _Answer:
-    """Collects the body of one answer from the pool."""
-
-    def __init__(self) -> None:
-        self.body: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._parts: list[bytes] = []
-
-    def headers_received(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        if status not in (200, 201):
-            self.body.set_exception(RuntimeError(f"the simulator answered {status}"))
-
-    def data_received(self, data: bytes) -> None:
-        self._parts.append(data)
-
-    def stream_ended(self) -> None:
-        if not self.body.done():
-            self.body.set_result(b"".join(self._parts))
-
-    def stream_failed(self, error: Exception) -> None:
-        self.body.set_exception(error)
-
-
-async def _few_at_a_time(work: Any, count: int, *, together: int = SETUP_CONNECTIONS) -> list[Any]:
-    """Run ``work(0)`` … ``work(count - 1)``, a few together."""
-    places: list[Any] = [None] * count
-    numbers = iter(range(count))
-
-    async def run() -> None:
-        for number in numbers:
-            step: Awaitable[Any] = work(number)
-            places[number] = await step
-
-    await asyncio.gather(*(run() for _ in range(together)))
-    return places
 
 
 def _say(word: str) -> None:
@@ -305,6 +272,12 @@ async def run() -> None:
                     load.tally.recording = True
                 case b"end":
                     load.tally.recording = False
+                case b"pause":
+                    load.read(on=False)
+                case b"resume":
+                    load.read(on=True)
+                case b"stop":
+                    _say(json.dumps(await load.stop()))
                 case b"finish":
                     load.finish()
                     await load.over.wait()

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from tests.bench.load import Plan, Route
+from tests.bench.plan import Plan, Route
 from tests.bench.process import Child, cpu_of_all_s, machine_busy_s, resident_bytes
 from tests.bench.stack import expect
 
@@ -77,6 +77,9 @@ class Rig(Protocol):
     async def metrics(self) -> dict[str, float]:
         """The gateway's, where it is one."""
 
+    async def resets(self) -> dict[str, float]:
+        """When the upstream saw streams end before their answers, in Unix seconds, by the messages answered."""
+
 
 class Spread(msgspec.Struct, frozen=True):
     """Milliseconds."""
@@ -97,6 +100,7 @@ class Figures(msgspec.Struct, kw_only=True):
     duplicated: int
     faults: dict[str, int]
     cpu_us_per_event: dict[str, float]
+    busiest_us_per_event: dict[str, float] = {}  # of the one process of a part that used most
     cores: dict[str, float]
     others_cores: float  # what was busy on the machine besides
     load_average: float
@@ -107,11 +111,19 @@ class Figures(msgspec.Struct, kw_only=True):
     redis_commands_per_event: float | None = None
 
 
-class _Mark:
+class Mark:
+    """CPU time of groups of processes up to a moment."""
+
     def __init__(self, groups: dict[str, list[int]]) -> None:
         self.at_s = time.monotonic()
         self.busy_s = machine_busy_s()
-        self.cpu_s = {name: cpu_of_all_s(pids) for name, pids in groups.items()}
+        self.pid_s = {name: {pid: cpu_of_all_s([pid]) for pid in pids} for name, pids in groups.items()}
+        self.cpu_s = {name: sum(used.values()) for name, used in self.pid_s.items()}
+
+    def busiest_s(self, name: str, begin: Mark) -> float:
+        """CPU time since ``begin`` of the process of a group that used most, of those that were there then."""
+        before = begin.pid_s[name]
+        return max((used - before[pid] for pid, used in self.pid_s[name].items() if pid in before), default=0.0)
 
 
 async def measure(stack: Rig, route: Route, work: Work, beside: Sequence[str] = ()) -> Figures:
@@ -135,7 +147,7 @@ async def measure(stack: Rig, route: Route, work: Work, beside: Sequence[str] = 
         await asyncio.sleep(SETTLE_S)
         counts = await stack.metrics() if through_gateway else {}
         load.tell("begin")
-        begin = _Mark(stack.groups(route) | {"clients": [load.pid]})
+        begin = Mark(stack.groups(route) | {"clients": [load.pid]})
         if beside:
             async with Child("profiler", [*beside], stack.directory / "profiler.log") as profiler:
                 await profiler.ended(within_s=work.seconds + FINISH_S)
@@ -143,19 +155,19 @@ async def measure(stack: Rig, route: Route, work: Work, beside: Sequence[str] = 
             await asyncio.sleep(work.seconds)
         load.tell("end")
         groups = stack.groups(route) | {"clients": [load.pid]}
-        end = _Mark(groups)
+        end = Mark(groups)
         resident_kib = {name: sum(map(resident_bytes, pids)) / 1024 for name, pids in groups.items()}
         if through_gateway:
             counts = {name: value - counts.get(name, 0.0) for name, value in (await stack.metrics()).items()}
-        result = await _finish(load, work)
+        result = await finish(load, work)
     return _figures(route, result, begin, end, resident_kib, counts)
 
 
 def _figures(
     route: Route,
     result: dict[str, Any],
-    begin: _Mark,
-    end: _Mark,
+    begin: Mark,
+    end: Mark,
     resident_kib: dict[str, float],
     counts: dict[str, float],
 ) -> Figures:
@@ -172,6 +184,7 @@ def _figures(
         duplicated=result["duplicated"],
         faults=result["faults"],
         cpu_us_per_event={name: used * 1e6 / per_event for name, used in used_s.items()},
+        busiest_us_per_event={name: end.busiest_s(name, begin) * 1e6 / per_event for name in end.pid_s},
         cores={name: used / seconds for name, used in used_s.items()},
         others_cores=max(0.0, (end.busy_s - begin.busy_s - sum(used_s.values())) / seconds),
         load_average=os.getloadavg()[0],
@@ -192,7 +205,7 @@ async def warm_up(stack: Rig, route: Route) -> None:
         load.tell("start")
         await expect(load, "waiting")
         await expect(load, "steady")
-        await _finish(load, None)
+        await finish(load, None)
 
 
 class Waiting(msgspec.Struct, kw_only=True):
@@ -213,7 +226,7 @@ async def wait_idle(stack: Rig, route: Route, work: Work) -> Waiting:
         await expect(load, "waiting", within_s=delay_s + FINISH_S)
         waiting = sum(map(resident_bytes, stack.remembering(route)))
         await expect(load, "steady", within_s=delay_s + FINISH_S)
-        await _finish(load, work)
+        await finish(load, work)
     return Waiting(idle_kib=idle / 1024, waiting_kib=waiting / 1024)
 
 
@@ -226,11 +239,12 @@ async def hold_sockets(stack: Rig, route: Route, count: int) -> Waiting:
         await expect(load, "connected", within_s=FINISH_S)
         await asyncio.sleep(SETTLE_S)
         held = sum(map(resident_bytes, stack.remembering(route)))
-        await _finish(load, None)
+        await finish(load, None)
     return Waiting(idle_kib=idle / 1024, waiting_kib=held / 1024)
 
 
-async def _finish(load: Child, work: Work | None) -> dict[str, Any]:
+async def finish(load: Child, work: Work | None) -> dict[str, Any]:
+    """Let the turns end; return what the clients saw. Without ``work`` they end at once."""
     load.tell("finish")
     longest_s = work.events / work.rate_per_s if work is not None else 0.0
     result: dict[str, Any] = json.loads(await load.line(within_s=longest_s + FINISH_S))

@@ -8,8 +8,8 @@ from statistics import median
 
 import msgspec
 
-from tests.bench.load import Route
 from tests.bench.phase import Figures, Waiting, Work
+from tests.bench.plan import Route
 
 Row = tuple[str, str, str, str, str]
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import struct
 import time
-from base64 import b64encode
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
@@ -16,6 +13,7 @@ from gateway.upstream.errors import UpstreamError
 from gateway.upstream.pool import Pool, Stream
 from tests.bench.dialects import Dialect, FrameDialect, VendorItems
 from tests.bench.ledger import Reading, Tally
+from tests.bench.requests import frame
 
 _OPEN_S: Final = 30.0
 _TURN_ID: Final = re.compile(rb"\r\nx-turn-id: ([0-9a-f-]{36})", re.IGNORECASE)
@@ -51,6 +49,14 @@ class _SocketSeat(asyncio.Protocol):
     def leave(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    def read(self, *, on: bool) -> None:
+        """Take what comes, or leave it with the kernel."""
+        if self._transport is not None:
+            if on:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     def _write(self, data: bytes) -> None:
         if self._transport is None:
@@ -161,6 +167,27 @@ class FollowingSeat(HttpSeat):
         self._follow_request = request
 
 
+class StopLine(asyncio.Protocol):
+    """The connection over which a user asks the gateway to stop a turn, beside the one that it is read on."""
+
+    def __init__(self, host: str, token: str) -> None:
+        self._request = f"POST /v1/turns/%b/stop HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\r\n"
+        self._turn_id = b""
+        self._transport: asyncio.Transport | None = None
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.opened.set_result(None)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def know(self, turn_id: bytes) -> None:
+        self._turn_id = turn_id
+
+    def ask(self) -> None:
+        assert self._transport is not None
+        self._transport.write(self._request.encode() % self._turn_id)
+
+
 class SocketSeat(_SocketSeat):
     """Holds a WebSocket (RFC 6455) and starts its turns over it."""
 
@@ -175,7 +202,7 @@ class SocketSeat(_SocketSeat):
     ) -> None:
         super().__init__(tally, events, over)
         self._upgrade = upgrade
-        self._command = _frame(1, json.dumps(command).encode())
+        self._command = frame(1, json.dumps(command).encode())
         self._make = dialect
         self._in_head = True
 
@@ -222,7 +249,7 @@ class SocketSeat(_SocketSeat):
                     self._dialect.close()
                     self._end_turn(None)
             elif kind == 9:
-                self._write(_frame(10, payload))
+                self._write(frame(10, payload))
             elif kind == 8:
                 self.tally.faults[f"closed by the gateway: {payload!r}"] += 1
         self._rest = data[at:]
@@ -283,34 +310,3 @@ class DirectSeat:
         self._stream = None
         self._tally.faults[type(error).__name__] += 1
         self._over(self)
-
-
-def upgrade_request(host: str, path: str, token: str) -> bytes:
-    key = b64encode(os.urandom(16)).decode()
-    return (
-        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-        f"Sec-WebSocket-Protocol: hyperleap.chat.v1, hgt.{token}\r\n\r\n"
-    ).encode()
-
-
-def follow_request(host: str, token: str) -> bytes:
-    """A request with a %b for the turn."""
-    return (
-        f"GET /v1/turns/%b/events HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n"
-        "Accept: text/event-stream\r\n\r\n"
-    ).encode()
-
-
-def post_request(host: str, path: str, token: str, body: bytes) -> bytes:
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nAccept: text/event-stream\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
-
-
-def _frame(kind: int, payload: bytes) -> bytes:
-    """A client's frame; a mask of zeros is a mask (RFC 6455, section 5.3) and costs nothing."""
-    size = len(payload)
-    head = struct.pack(">BB", 0x80 | kind, 0x80 | size) if size < 126 else struct.pack(">BBH", 0x80 | kind, 0xFE, size)
-    return head + b"\0\0\0\0" + payload

@@ -2,7 +2,8 @@
 
 ``python -m tests.bench.source --rate R``: every POST is answered with as many events as its message asks for, one
 write each: the vendor's ``chat-sse`` items, or OpenAI's chunks on a path that ends in ``/chat/completions``. Of the
-simulator's directives ``#tokens``, ``#rate`` and ``#delay`` count; every delta is what ``#clock`` makes it.
+simulator's directives ``#tokens``, ``#rate`` and ``#delay`` count; every delta is what ``#clock`` makes it. Any GET is
+answered with the times at which connections were lost in mid-answer, by the message that was answered.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ OPENAI: Final = (
 class Source(asyncio.Protocol):
     """One connection of a relay."""
 
-    def __init__(self, pace: Pace, rate_per_s: float) -> None:
+    def __init__(self, pace: Pace, rate_per_s: float, lost_at_s: dict[str, float]) -> None:
         self._pace = pace
         self._rate_per_s = rate_per_s
+        self._lost_at_s = lost_at_s  # Unix seconds by message, of all connections
+        self._answering = ""  # the message
         self._transport: asyncio.Transport | None = None
         self._request = b""
 
@@ -48,6 +51,8 @@ class Source(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._answering:
+            self._lost_at_s[self._answering] = time.time()
 
     def data_received(self, data: bytes) -> None:
         self._request += data
@@ -58,10 +63,15 @@ class Source(asyncio.Protocol):
         if not found or len(body) < length or self._transport is None:
             return
         self._request = b""
+        if head.startswith(b"GET "):
+            told = json.dumps(self._lost_at_s).encode()
+            self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(told), told))
+            return
         asked = json.loads(body)
         chat = head.split(b" ", 2)[1].endswith(b"/chat/completions")
         self._dialect = OPENAI if chat else VENDOR
-        directives = read_directives(asked["messages"][-1]["content"] if chat else asked["message"])
+        self._answering = asked["messages"][-1]["content"] if chat else asked["message"]
+        directives = read_directives(self._answering)
         self._left = directives.tokens or 1
         self._interval_s = 1 / (directives.rate_per_s or self._rate_per_s)
         self._number = 0
@@ -81,7 +91,9 @@ class Source(asyncio.Protocol):
         self._number += 1
         last = self._number == self._left
         self._transport.write(b"%x\r\n%b\r\n%b" % (len(item), item, ending + b"0\r\n\r\n" if last else b""))
-        if not last:
+        if last:
+            self._answering = ""
+        else:
             self._due_s += self._interval_s
             self._pace.at(self._due_s, self._beat)
 
@@ -89,7 +101,8 @@ class Source(asyncio.Protocol):
 async def serve(rate_per_s: float) -> None:
     loop = asyncio.get_running_loop()
     pace = Pace(loop)
-    server = await loop.create_server(lambda: Source(pace, rate_per_s), "127.0.0.1", 0, backlog=1024)
+    lost_at_s: dict[str, float] = {}
+    server = await loop.create_server(lambda: Source(pace, rate_per_s, lost_at_s), "127.0.0.1", 0, backlog=1024)
     announce(server.sockets[0].getsockname()[1])
     await server.serve_forever()
 

@@ -6,24 +6,35 @@ import asyncio
 import contextlib
 import os
 import shlex
+import ssl
 import sys
 import tempfile
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import httpx
 import msgspec
 
-from tests.bench.load import PERSONA_ID, Plan, Route
+from tests.bench.places import PERSONA_ID
+from tests.bench.plan import Plan, Route
 from tests.bench.process import Child, ProcessDied, children, tree
 
 VENDOR_KEY: Final = "bench-vendor-key"
 READY_S: Final = 60.0
 MANY: Final = "1000000"
 STORE_NAMES: Final = ("valkey", "redis")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What the gateway or a relay runs on: a Python, and variables of its environment. Clients and upstream do not."""
+
+    python: str = sys.executable
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -108,6 +119,14 @@ class Stack:
                 sums[name] = sums.get(name, 0.0) + float(value)
         return sums
 
+    async def resets(self) -> dict[str, float]:
+        """When the simulator saw upstream streams reset, in Unix seconds, by the messages that they answered."""
+        verify = True if self.ca_file is None else ssl.create_default_context(cafile=self.ca_file)
+        async with httpx.AsyncClient(http1=False, http2=True, verify=verify, timeout=30.0) as http:
+            answer = await http.get(f"{self.simulator_url}/_simulator/bill")
+            runs = answer.raise_for_status().json()["runs"]
+            return {run["message"]: run["reset_at_s"] for run in runs if run["reset_at_s"] is not None}
+
     @asynccontextmanager
     async def clients(self, plan: Plan) -> AsyncIterator[Child]:
         async with clients(plan, self.directory) as load:
@@ -135,8 +154,11 @@ async def expect(load: Child, word: str, *, within_s: float = READY_S) -> None:
 
 
 @asynccontextmanager
-async def running(*, rate_per_s: float, h2c: bool, baseline: bool) -> AsyncIterator[Stack]:
-    """Start the parts, and end them in the order of dependence."""
+async def running(
+    *, rate_per_s: float, h2c: bool, baseline: bool, workers: int | None = None, runtime: Runtime | None = None
+) -> AsyncIterator[Stack]:
+    """Start the parts, and end them in the order of dependence. ``runtime`` is the gateway's."""
+    runtime = runtime or Runtime()
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
         ca_file = directory / "ca.pem"
@@ -149,6 +171,7 @@ async def running(*, rate_per_s: float, h2c: bool, baseline: bool) -> AsyncItera
         simulator_url = await ready_url(simulator)
         env_file = directory / "gateway.env"
         environ = clean_environ() | {
+            **runtime.environ,
             "HYPERLEAP_API_KEY": VENDOR_KEY,
             "HYPERLEAP_PERSONA_ID": PERSONA_ID,
             "HYPERLEAP_BASE_URL": simulator_url,
@@ -160,8 +183,9 @@ async def running(*, rate_per_s: float, h2c: bool, baseline: bool) -> AsyncItera
         }
         if not h2c:
             environ["HYPERLEAP_CA_FILE"] = str(ca_file)
-        serve = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--internal-port", "0"]
+        serve = [runtime.python, "-m", "gateway", "serve", "--port", "0", "--internal-port", "0"]
         serve += ["--env-file", str(env_file)]
+        serve += ["--workers", str(workers)] if workers is not None else []
         gateway = await stack.enter_async_context(Child("gateway", serve, directory / "gateway.log", environ))
         while b"URLs and keys are in" not in await gateway.line(within_s=READY_S):
             pass

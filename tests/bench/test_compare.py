@@ -15,9 +15,10 @@ import aiohttp
 import pytest
 
 from tests.bench.compare import proxies
+from tests.bench.compare.goals import MOST_PER_EVENT, past_bounds
 from tests.bench.compare.plot import decades, plot
 from tests.bench.compare.results import Line, Middle, Results, middle, ratio
-from tests.bench.compare.run import MOST_PER_EVENT, Comparison
+from tests.bench.compare.run import Comparison
 from tests.bench.compare.shapes import NAMES, Sample, of_round, shapes
 from tests.bench.compare.table import cell, table
 from tests.bench.phase import Figures, Spread
@@ -136,7 +137,7 @@ def test_bound_is_on_the_ratio_to_the_bare_relay(times: float, past: int) -> Non
     told = results(
         streamed(0, "gateway", "paced", {"gateway": 100.0 * times}), streamed(0, "relay", "paced", {"proxy": 100.0})
     )
-    assert len(Comparison(command="", machine="", skipped=[], results=told).past_bounds()) == past
+    assert len(past_bounds(told)) == past
 
 
 def test_plot_is_well_formed_and_has_a_point_for_each_figure() -> None:
@@ -163,6 +164,7 @@ def test_memory_is_read_of_fresh_processes() -> None:
         ["waiting", "paced"],
     ]
     assert [shape.name for shape in of_round(chosen[1:], 0)] == ["sockets", "paced"]
+    assert of_round(shapes(("stalled",), 1.0), 0) == []  # processes of its own
 
 
 def test_program_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -264,9 +266,9 @@ async def test_short_comparison_prints_its_table_and_writes_its_files(tmp_path: 
             await process.wait()
     assert process.returncode in (0, 1), errors.decode()  # how fast it was is not tested
     assert "µs / turn of 10" in output.decode()
-    assert output.decode().strip() == (tmp_path / "compare.md").read_text("utf-8").strip()
-    ElementTree.parse(tmp_path / "compare.svg")
-    document = json.loads((tmp_path / "compare.json").read_bytes())
+    assert output.decode().strip() == (tmp_path / "results.md").read_text("utf-8").strip()
+    ElementTree.parse(tmp_path / "results.svg")
+    document = json.loads((tmp_path / "results.json").read_bytes())
     assert {(one["contender"], one["shape"]) for one in document["results"]["samples"]} == {
         ("gateway", "paced"), ("relay", "paced"), ("gateway", "turns"), ("relay", "turns"),
     }  # fmt: skip

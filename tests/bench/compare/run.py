@@ -8,19 +8,17 @@ from typing import Final
 
 import msgspec
 
-from tests.bench.compare.contenders import Contender, contending
+from tests.bench.compare.contenders import SLOW, Contender, contending
 from tests.bench.compare.machine import machine
+from tests.bench.compare.page import document
 from tests.bench.compare.plot import plot
 from tests.bench.compare.proxies import Program
-from tests.bench.compare.results import BASELINE, Line, Results, ratio
-from tests.bench.compare.shapes import Sample, Shape, of_round, reason, sample
-from tests.bench.compare.table import document
+from tests.bench.compare.results import BASELINE, Line, Results
+from tests.bench.compare.shapes import SOCKETS, Sample, Shape, of_round, reason, sample
+from tests.bench.compare.variants import Variant
 from tests.bench.phase import warm_up
 from tests.bench.process import ProcessDied
 
-# The short form's bounds on the gateway's CPU time, with its store, over the bare relay's in the same run.
-MOST_PER_EVENT: Final = 5.0
-MOST_PER_TURN: Final = 7.0
 SHORT: Final = ("gateway", BASELINE)
 
 
@@ -33,11 +31,11 @@ class Comparison(msgspec.Struct, kw_only=True):
     results: Results
 
     def write(self, directory: Path, shapes: Sequence[Shape]) -> None:
-        """Write ``compare.md``, ``compare.svg`` and ``compare.json``, the last with every sample."""
+        """Write ``results.md``, ``results.svg`` and ``results.json``, the last with every sample."""
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "compare.md").write_text(self.document(shapes), "utf-8")
-        (directory / "compare.svg").write_text(plot(self.results), "utf-8")
-        (directory / "compare.json").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1))
+        (directory / "results.md").write_text(self.document(shapes), "utf-8")
+        (directory / "results.svg").write_text(plot(self.results), "utf-8")
+        (directory / "results.json").write_bytes(msgspec.json.encode(self) + b"\n")
 
     def document(self, shapes: Sequence[Shape]) -> str:
         return document(self.results, shapes, self.command, self.machine, self.skipped)
@@ -54,23 +52,12 @@ class Comparison(msgspec.Struct, kw_only=True):
         failures = [one for one in self.results.failures() if one.contender.startswith("gateway")]
         return told + [f"{one.contender}, {one.shape}: {one.failure}" for one in failures]
 
-    def past_bounds(self) -> list[str]:
-        """Say which ratio to the bare relay is above its bound."""
-        results, told = self.results, []
-        for name, values, base, most in (
-            ("an event", results.cpu_us("paced", "gateway"), results.cpu_us("paced", BASELINE), MOST_PER_EVENT),
-            ("a turn", results.turn_us("gateway"), results.turn_us(BASELINE), MOST_PER_TURN),
-        ):
-            found = ratio(values, base)
-            if found is not None and found > most:
-                told.append(f"{name} costs {found:.2f} × what it costs the bare relay; the bound is {most:g} ×")
-        return told
-
 
 async def compare(
     shapes: Sequence[Shape],
     names: Collection[str] | None,
     programs: Sequence[Program],
+    variants: Sequence[Variant],
     skipped: Sequence[str],
     rounds: int,
     command: str,
@@ -84,18 +71,35 @@ async def compare(
         if words not in absent:
             absent.append(words)
 
-    lines: list[Line] = []
+    lines: dict[str, Line] = {}
+
+    async def measured(shape: Shape, contender: Contender, number: int, when: str) -> None:
+        say(f"{when}: {shape.title}: {contender.title}")
+        samples.append(await sample(contender, shape, number))
+
     for number in range(rounds):
-        async with contending(names, programs, note) as contenders:
-            lines = [_line(one, programs) for one in contenders]
+        of_this = of_round(shapes, number)
+        if not of_this:
+            continue
+        async with contending(names, programs, variants, note) as contenders:
+            lines |= {one.name: _line(one, programs) for one in contenders}
             ready = [one for one in contenders if await _warm(one, note)]
-            for shape in of_round(shapes, number):
+            for shape in of_this:
                 for contender in ready:
                     if shape.fits(contender):
-                        say(f"round {number + 1} of {rounds}: {shape.title}: {contender.title}")
-                        samples.append(await sample(contender, shape, number))
-    measured = {one.contender for one in samples}
-    results = Results(rounds=rounds, lines=[one for one in lines if one.name in measured], samples=samples)
+                        await measured(shape, contender, number, f"round {number + 1} of {rounds}")
+    # Fresh processes for each transport: what others have used and freed would hide what a stall makes one hold.
+    quick = [one for one in programs if one.name != SLOW]
+    sockets = [one for one in SOCKETS if names is None or one in names]
+    for shape in (one for one in shapes if one.kind == "stalled"):
+        for some, beside, over_sockets in ((names, quick, False), (sockets, [], True)):
+            async with contending(some, beside, variants, note) as contenders:
+                mine = [one for one in contenders if shape.fits(one) and (one.kind in SOCKETS) is over_sockets]
+                lines |= {one.name: _line(one, programs) for one in mine if one.name not in lines}
+                for contender in [one for one in mine if await _warm(one, note)]:
+                    await measured(shape, contender, 0, "fresh processes")
+    told = {one.contender for one in samples}
+    results = Results(rounds=rounds, lines=[one for one in lines.values() if one.name in told], samples=samples)
     return Comparison(command=command, machine=machine(), skipped=absent, results=results)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from tests.bench.compare.results import BASELINE, Middle, Results, middle, ratio
-from tests.bench.compare.shapes import Shape
 
 HEAD: Final = (
     "",
@@ -39,36 +37,6 @@ def table(results: Results) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in kept)
 
 
-def document(results: Results, shapes: Sequence[Shape], command: str, machine: str, skipped: Sequence[str]) -> str:
-    """The table with all that is needed to read and to repeat it."""
-    versions = ", ".join(f"{line.title} {line.version}" for line in results.lines if line.version)
-    seconds = shapes[0].work.seconds if shapes else 0.0
-    lines = [
-        "# Comparison",
-        "",
-        f"`{command}`",
-        "",
-        f"{machine}. {versions + '. ' if versions else ''}{results.rounds} rounds, windows of {seconds:g} s.",
-        "",
-        table(results),
-        "",
-        "CPU time is user and system time of a contender's whole process tree. A cell is the median over the rounds "
-        "(least–most); × is the median of the ratios to the bare aiohttp relay over SSE, each taken within a round. "
-        "First event and event are delays less those with nothing between clients and the same upstream, the first "
-        "with 100 short turns a second, the others at 500 × 20/s. Read ratios rather than microseconds.",
-        "",
-        *(f"- `{shape.name}`: {shape.title}" for shape in shapes),
-    ]
-    lines += ["", *(f"- {line}" for line in skipped)] if skipped else []
-    failures = results.failures()
-    if failures:
-        lines += ["", "Nothing measured:", ""]
-        for one in failures:
-            title, why = results.line(one.contender).title, one.failure.splitlines()[0]
-            lines.append(f"- {title}, `{one.shape}`, round {one.round + 1}: {why}")
-    return "\n".join(lines) + "\n"
-
-
 def _row(results: Results, name: str) -> tuple[str, ...]:
     turn, paced, flood = results.turn_us(name), results.cpu_us("paced", name), results.cpu_us("flood", name)
     own = bool(results.line(name).parts)
@@ -88,7 +56,7 @@ def _row(results: Results, name: str) -> tuple[str, ...]:
         cell(middle(results.streaming_kib(name))) if own else "",
         cell(middle(results.held_kib("sockets", name))) if own else "",
         f"{lost} + {twice} + {faults}",
-        ", ".join("" if used is None else f"{used:.2f}" for used in loads),
+        ", ".join(f"{used:.2f}" for used in loads if used is not None),
     )
 
 

@@ -23,7 +23,7 @@ from gateway.core.errors import GatewayError
 from gateway.core.identity import TenantId
 from gateway.store.embedded import LAUNCH, Running, find_servers
 from gateway.store.redis import Keys, Redis
-from tests.bench.load import PERSONA_ID
+from tests.bench.places import PERSONA_ID
 from tests.bench.process import Child, children
 from tests.bench.stack import MANY, READY_S, VENDOR_KEY, clean_environ, read_env, ready_url
 from tests.store.topologies import free_port
