@@ -252,9 +252,10 @@ async def test_callback_relay_passes_on_all_of_an_answer_and_holds_nothing_for_a
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_short_comparison_prints_its_table_and_writes_its_files(tmp_path: Path) -> None:
-    """A short run ends by itself, measures both under both loads, and loses nothing."""
-    command = ["-m", "tests.bench", "compare", "--short", "--rounds", "1", "--seconds", "0.5", "--out", str(tmp_path)]
+    """A short run ends by itself, measures both under both loads, loses nothing, and is within its bounds."""
+    command = ["-m", "tests.bench", "compare", "--short", "--seconds", "1", "--out", str(tmp_path)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -264,7 +265,7 @@ async def test_short_comparison_prints_its_table_and_writes_its_files(tmp_path: 
         if process.returncode is None:
             process.terminate()
             await process.wait()
-    assert process.returncode in (0, 1), errors.decode()  # how fast it was is not tested
+    assert process.returncode == 0, errors.decode()
     assert "µs / turn of 10" in output.decode()
     assert output.decode().strip() == (tmp_path / "results.md").read_text("utf-8").strip()
     ElementTree.parse(tmp_path / "results.svg")

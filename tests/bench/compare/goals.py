@@ -10,10 +10,11 @@ from typing import Final, Literal
 from tests.bench.compare.results import BASELINE, Results, least_ratio, middle, ratio
 from tests.bench.compare.shapes import STREAMS
 
-# The short form's bounds on the gateway's CPU time, with its store, over the bare relay's in the same run: on the least
-# ratio of its rounds.
-MOST_PER_EVENT: Final = 5.0
-MOST_PER_TURN: Final = 7.0
+# The short form's bounds on the gateway's CPU time, with its store, over the bare relay's in the same run: a fifth
+# above what a quiet machine shows. A busy one shows less, since it makes what is cheap dearer by more; and what is
+# looked at is the least ratio of the rounds.
+MOST_PER_EVENT: Final = 4.0
+MOST_PER_TURN: Final = 5.5
 
 SOON_MS: Final = 50.0
 LATE_MS: Final = 200.0
