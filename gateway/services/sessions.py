@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.core.errors import Code, GatewayError
-from gateway.core.identity import USER_ID_MAX_CHARS, Tenant, TenantId
+from gateway.core.identity import USER_ID_MAX_CHARS, Principal, Tenant, TenantId, UserId
 from gateway.core.keys import KeyKind, KeyRecord, parse_key
 from gateway.core.limits import CONCURRENT_TURNS_MAX, LIMIT_MAX, REQUESTS_PER_MIN_MAX
 from gateway.core.plan import ScopeLimits
@@ -24,10 +26,18 @@ logger = logging.getLogger(__name__)
 PERSONAS_MAX: Final = 64
 ORIGINS_MAX: Final = 32
 LIMITS_MAX: Final = dict(zip(SESSION_LIMITS, (REQUESTS_PER_MIN_MAX, LIMIT_MAX, CONCURRENT_TURNS_MAX), strict=True))
+NOBODY: Final = "\0"  # whom a secret key acts for that names no user; no user's id can be this
+
+
+class Caller(NamedTuple):
+    """Who asks, without a session; ``named`` says whether it is one user who can come back."""
+
+    principal: Principal
+    named: bool
 
 
 class Sessions:
-    """Mints session tokens for those who show a key."""
+    """Mints session tokens for those who show a key, and lets them act without one."""
 
     def __init__(self, auth: Auth) -> None:
         self._auth = auth
@@ -117,9 +127,46 @@ class Sessions:
         )
         return self._auth.tokens.mint(grant, life_s)
 
+    async def caller(self, credential: str, origin: str | None, user_id: str | None) -> Caller:
+        """Let who shows a key act at once, as by a session that it would open; ``user_id`` is who it acts for.
+
+        A secret key names a user, or nobody: what it begins then is the key's tenant's own. A publishable key names
+        a visitor by his visitor id, or is a new one each time.
+        Raises GatewayError: credential_invalid, revoked, invalid_value, origin_not_allowed, anonymous_disabled,
+        store_unavailable.
+        """
+        record, tenant = await self._proved(credential)
+        user = NOBODY
+        if record.kind is not KeyKind.SECRET:
+            user = self._visitor(record, tenant, origin, user_id)
+        elif user_id is not None:
+            user = checked_user(user_id)
+        principal = Principal(
+            tenant=tenant,
+            user_id=UserId(user) if user != NOBODY else None,
+            user_hash=self._auth.user_hash(tenant.id, user),
+            expires_at_s=record.expires_at_s or math.inf,
+            issued_at_s=time.time(),
+            key_id=record.id,
+            anonymous=record.kind is not KeyKind.SECRET,
+            app=record.kind is KeyKind.APP,
+        )
+        lost = self._auth.lost(principal, origin, None)
+        if lost is not None:
+            raise lost
+        return Caller(principal, named=user_id is not None)
+
     def _open_anonymous(
         self, record: KeyRecord, tenant: Tenant, origin: str | None, ttl_s: int, visitor_id: str | None
     ) -> Session:
+        visitor = self._visitor(record, tenant, origin, visitor_id)
+        app = record.kind is KeyKind.APP
+        grant = Grant(tenant=tenant.id, user_id=visitor, key_id=record.id, anonymous=True, app=app)
+        session = self._auth.tokens.mint(grant, ttl_s)
+        return replace(session, visitor_id=self._auth.tokens.visitor_id(tenant.id, visitor))
+
+    def _visitor(self, record: KeyRecord, tenant: Tenant, origin: str | None, visitor_id: str | None) -> str:
+        """Return who a visitor with a publishable key is, the same as before where he says so."""
         if not tenant.anonymous:
             raise GatewayError(Code.ANONYMOUS_DISABLED)
         app = record.kind is KeyKind.APP
@@ -128,10 +175,7 @@ class Sessions:
                 Code.ORIGIN_NOT_ALLOWED, "A publishable key works in a browser, from an origin that its tenant lists."
             )
         known = self._auth.tokens.visitor(tenant.id, visitor_id) if visitor_id is not None else None
-        visitor = known or f"anon-{uuid.uuid4()}"
-        grant = Grant(tenant=tenant.id, user_id=visitor, key_id=record.id, anonymous=True, app=app)
-        session = self._auth.tokens.mint(grant, ttl_s)
-        return replace(session, visitor_id=self._auth.tokens.visitor_id(tenant.id, visitor))
+        return known or f"anon-{uuid.uuid4()}"
 
     async def _proved(self, credential: str) -> tuple[KeyRecord, Tenant]:
         if credential.startswith(TOKEN_PREFIX):
