@@ -87,14 +87,7 @@ class Turns:
         received_s = time.monotonic()
         if self._draining:
             raise GatewayError(Code.DRAINING, retry_after_s=1.0)
-        if not message.strip():
-            raise GatewayError(Code.MESSAGE_EMPTY, field="message")
-        if len(message) > self._rules.message_max_chars:
-            raise GatewayError(
-                Code.MESSAGE_TOO_LONG,
-                f"A message may have {self._rules.message_max_chars} characters at most.",
-                field="message",
-            )
+        self.check(message)
         if idempotency_key is not None:
             checked_key(idempotency_key)
         conversation = await self._conversations.of_turn(principal, conversation_id)
@@ -112,6 +105,17 @@ class Turns:
         )
         self._metrics.gateway_added(time.monotonic() - received_s)
         return started
+
+    def check(self, message: str) -> None:
+        """Raise GatewayError(message_empty | message_too_long) for a message that ``start`` would not take."""
+        if not message.strip():
+            raise GatewayError(Code.MESSAGE_EMPTY, field="message")
+        if len(message) > self._rules.message_max_chars:
+            raise GatewayError(
+                Code.MESSAGE_TOO_LONG,
+                f"A message may have {self._rules.message_max_chars} characters at most.",
+                field="message",
+            )
 
     def find(self, turn_id: TurnId) -> OwnedTurn | None:
         """Return a turn that this worker owns."""
