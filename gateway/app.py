@@ -16,6 +16,7 @@ from gateway.secret_files import SecretKeys
 from gateway.secret_files import read as read_secret
 from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
+from gateway.services.answers import Answers
 from gateway.services.auth import Auth
 from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
@@ -41,6 +42,7 @@ from gateway.services.subscriptions import Subscriptions
 from gateway.services.sweeper import Sweeper
 from gateway.services.tenants import Tenants
 from gateway.services.tenants_file import TenantsFile
+from gateway.services.threads import Threads
 from gateway.services.tickets import TicketRules, Tickets
 from gateway.services.tokens import SessionRules, SessionTokens, Signer
 from gateway.services.turns import Turns
@@ -60,10 +62,13 @@ from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Redis
 from gateway.store.revocations import RedisRevocations
 from gateway.store.tenants import RedisKeys, RedisTenants
+from gateway.store.threads import RedisThreads
 from gateway.store.uses import RedisUses
 from gateway.telemetry.metrics import Metrics
 from gateway.transports import admin, conversations, docs, middleware, ops, page, tickets, turns, websocket
 from gateway.transports.edge import EDGE, Edge, EdgeRules
+from gateway.transports.openai import chat, models, responses
+from gateway.transports.openai import door as openai_door
 from gateway.upstream.client import HyperleapClient
 from gateway.upstream.key_files import KeyFiles
 from gateway.upstream.key_sets import HttpKeySets
@@ -258,6 +263,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         holdings=holdings,
     )
     sessions = Sessions(auth)
+    thread_store = RedisThreads(redis, ttl_s=rules.conversation_ttl_s, key_ttl_s=rules.idempotency_ttl_s)
     edge = Edge(
         auth=auth,
         sessions=sessions,
@@ -271,6 +277,8 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
             conversations=owned,
             settling=lambda: redis.healthy_s() < rules.lease_s,
         ),
+        threads=Threads(thread_store, owned, turns_service, log, pepper=secrets.pepper),
+        answers=Answers(log, owned, thread_store),
         watches=watches,
         metrics=metrics,
         rules=_edge_rules(settings),
@@ -329,7 +337,8 @@ def public_app(edge: Edge, *, with_page: bool) -> web.Application:
     )
     app[EDGE] = edge
     app.on_response_prepare.append(middleware.prepare)
-    for door in (conversations, turns, tickets, websocket, docs):
+    app[middleware.REFUSALS] = ((openai_door.PATHS, openai_door.refusal),)
+    for door in (conversations, turns, tickets, websocket, chat, responses, models, docs):
         app.add_routes(door.routes)
     if with_page:
         app.add_routes(page.routes)

@@ -60,6 +60,10 @@ class DisconnectSettings(Section, frozen=True, kw_only=True):
     ] = "detach"
     grace_s: Annotated[float, doc("How long a detached answer goes on without a reader", ge=0)] = 120.0
     after_grace: Annotated[Literal["stop", "drain"], doc("What happens after the grace")] = "stop"
+    openai: Annotated[
+        Literal["detach", "stop", "drain"],
+        doc("The policy for answers that were asked for by the OpenAI door, whose clients do not come back for them"),
+    ] = "stop"
 
 
 class PersonaSettings(Section, frozen=True, kw_only=True):

@@ -150,6 +150,11 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) 
             grace_s=settings.disconnect.grace_s,
             after_grace=DisconnectPolicy(settings.disconnect.after_grace),
         ),
+        openai_disconnect=Disconnect(
+            policy=DisconnectPolicy(settings.disconnect.openai),
+            grace_s=settings.disconnect.grace_s,
+            after_grace=DisconnectPolicy(settings.disconnect.after_grace),
+        ),
         vendor_keys=key_ring(settings.vendor_keys),
         weight=settings.weight,
     )

@@ -7,8 +7,10 @@ import contextlib
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 from aiohttp import ClientSession
+from openai import AsyncOpenAI
 
 from gateway.protocol.sse import SseDecoder
 from tests.test_commands import STEP_S, chat, ports, run
@@ -53,6 +55,23 @@ async def test_notice_refuses_turns_and_still_serves_readers(tmp_path: Path) -> 
         assert events[-1].event == "turn.completed"  # nobody else could serve its reader, so it was not sent away
         text = "".join(json.loads(event.data)["text"] for event in events if event.event == "message.delta")
         assert text == json.loads(events[-1].data)["text"]
+        await command.finish()
+        assert command.process.returncode == 0
+
+
+async def test_openai_client_is_served_to_the_end_of_its_answer(tmp_path: Path) -> None:
+    """It could not come back for the rest, so it is never sent away."""
+    async with run(tmp_path, "demo", *ports(tmp_path), "--rate", "20", GATEWAY_DRAIN_S="10") as command:
+        facts = await command.facts()
+        asked: Any = {"model": "default", "messages": [{"role": "user", "content": "Tell me #tokens=60"}]}
+        url, key = f"{facts['GATEWAY_URL']}/v1", facts["GATEWAY_SECRET_KEY"]
+        async with AsyncOpenAI(base_url=url, api_key=key, max_retries=0) as client:
+            stream = await client.chat.completions.create(**asked, stream=True)
+            await anext(stream)
+            command.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(STEP_S):
+                chunks: list[Any] = [chunk async for chunk in stream]
+        assert chunks[-1].choices[0].finish_reason == "stop"
         await command.finish()
         assert command.process.returncode == 0
 

@@ -40,6 +40,7 @@ class Code(StrEnum):
     MESSAGE_TOO_LONG = "message_too_long"
     PERSONA_UNKNOWN = "persona_unknown"
     REPLACEMENT_NOT_ALLOWED = "replacement_not_allowed"
+    UNSUPPORTED_PARAMETER = "unsupported_parameter"
     LENGTH_REQUIRED = "length_required"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -114,6 +115,7 @@ WIRE: dict[Code, Wire] = {
     Code.MESSAGE_TOO_LONG: Wire(413, "The message is too long"),
     Code.PERSONA_UNKNOWN: Wire(422, "Unknown persona"),
     Code.REPLACEMENT_NOT_ALLOWED: Wire(422, "This replacement may not be set here"),
+    Code.UNSUPPORTED_PARAMETER: Wire(400, "Hyperleap cannot do what a parameter asks for"),
     Code.LENGTH_REQUIRED: Wire(411, "The body has no length"),
     Code.BODY_TOO_LARGE: Wire(413, "The body is too large", ws_close=1009),
     Code.UNSUPPORTED_MEDIA_TYPE: Wire(415, "The body must be application/json"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, Literal, NewType, get_args
 
@@ -69,9 +69,14 @@ class Tenant:
     doors: frozenset[Door] = frozenset(DOORS)
     plan: Plan = field(default_factory=Plan)
     disconnect: Disconnect = field(default_factory=Disconnect)
+    openai_disconnect: Disconnect = field(default_factory=lambda: Disconnect(policy=DisconnectPolicy.STOP))
     issuers: tuple[Issuer, ...] = ()  # whose tokens are accepted beside the gateway's own
     vendor_keys: tuple[KeyLabel, ...] = (DEFAULT_KEY,)  # by which Hyperleap is asked for it; all of one workspace
     weight: int = 1  # its share of a vendor key that several tenants wait for
+
+    def leaving(self, disconnect: Disconnect) -> Tenant:
+        """Return the same tenant with another rule for turns that nobody reads, as a door may have one."""
+        return replace(self, disconnect=disconnect)
 
     def persona_named(self, persona_id: str | None) -> str | None:
         """Return the alias under which this tenant lists a vendor persona id, or None."""

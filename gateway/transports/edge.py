@@ -17,11 +17,13 @@ from gateway.core.events import EventId
 from gateway.core.identity import Door, Principal
 from gateway.core.turn import TurnId
 from gateway.protocol.native import decode_body, encode_json
+from gateway.services.answers import Answers
 from gateway.services.auth import Auth
 from gateway.services.conversations import Conversations
 from gateway.services.feedback import FeedbackService
 from gateway.services.sessions import Sessions
 from gateway.services.subscriptions import Subscriptions
+from gateway.services.threads import Threads
 from gateway.services.turns import Turns
 from gateway.services.watches import Watches
 from gateway.telemetry.metrics import Metrics
@@ -93,6 +95,8 @@ class Edge:
     feedback: FeedbackService
     turns: Turns
     subscriptions: Subscriptions
+    threads: Threads
+    answers: Answers
     watches: Watches
     metrics: Metrics
     rules: EdgeRules

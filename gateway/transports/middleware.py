@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -24,15 +25,33 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})", re.ASCII)
+Refusal = Callable[[web.BaseRequest, GatewayError, Mapping[str, str]], web.Response]
+# How errors look at the paths of a door that has a shape of its own for them: what those begin with, and the answer.
+REFUSALS: Final[web.AppKey[Sequence[tuple[tuple[str, ...], Refusal]]]] = web.AppKey("refusals")
 _REFUSED: Final = web.RequestKey("refused", dict)
 _TOLD: Final = web.RequestKey("told", Told)
 _TRACE: Final = web.RequestKey("trace", str)
 
 METHODS: Final = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
-REQUEST_HEADERS: Final = (
-    "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, x-request-id"
+OPENAI_HEADERS: Final = ", ".join(  # what OpenAI's own client sends from a page, and no page decides
+    (
+        "openai-organization, openai-project, x-user-id",
+        *(
+            f"x-stainless-{what}"
+            for what in (
+                *("arch", "async", "custom-poll-interval", "helper-method", "lang", "os", "package-version"),
+                *("poll-helper", "read-timeout", "retry-count", "runtime", "runtime-version", "timeout"),
+            )
+        ),
+    )
 )
-EXPOSED: Final = f"location, preference-applied, retry-after, traceparent, x-request-id, x-turn-id, {LIMITS_EXPOSED}"
+REQUEST_HEADERS: Final = (
+    "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, x-request-id, " + OPENAI_HEADERS
+)
+EXPOSED: Final = (
+    "location, preference-applied, retry-after, traceparent, x-conversation-id, x-request-id, x-should-retry, "
+    f"x-turn-id, {LIMITS_EXPOSED}"
+)
 PREFLIGHT_MAX_AGE_S: Final = 600
 
 # What aiohttp itself refuses beside our handlers, in our terms; what it refuses before them: refusals.py.
@@ -109,6 +128,9 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[_REFUSED] = {"code": error.code} | (
         {"vendor_status": error.vendor_status} if error.vendor_status is not None else {}
     )
+    for paths, refusal in request.app.get(REFUSALS, ()):
+        if request.path.startswith(paths):
+            return refusal(request, error, error_headers(error, headers))
     return problem_response(request, error, headers)
 
 
@@ -116,6 +138,16 @@ def problem_response(
     request: web.BaseRequest, error: GatewayError, headers: dict[str, str] | None = None
 ) -> web.Response:
     """Build the answer that tells an error (RFC 9457)."""
+    return web.Response(
+        body=encode_json(problem(error, request.get(REQUEST_ID))),
+        status=error.wire.http,
+        content_type=DECLARED_PROBLEM,
+        headers=error_headers(error, headers),
+    )
+
+
+def error_headers(error: GatewayError, headers: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the headers of an answer that tells an error, whatever its shape."""
     headers = dict(headers or {})
     headers[hdrs.CACHE_CONTROL] = "no-store"
     if error.retry_after_s is not None:
@@ -125,12 +157,7 @@ def problem_response(
         headers[hdrs.CONNECTION] = "Upgrade"
     if error.wire.http == 401:
         headers[hdrs.WWW_AUTHENTICATE] = f'Bearer error="{error.code}"'
-    return web.Response(
-        body=encode_json(problem(error, request.get(REQUEST_ID))),
-        status=error.wire.http,
-        content_type=DECLARED_PROBLEM,
-        headers=headers,
-    )
+    return headers
 
 
 def identify(request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -58,6 +58,8 @@ def _at(path: str, owner: int | None, **headers: str) -> Attempt:
 HI: Final = {"message": "Hi #tokens=1 #rate=0"}
 ASYNC: Final = {"Prefer": "respond-async"}
 SCORE: Final = {"score": 1}
+REFERENCE: Final = {"type": "item_reference", "id": "msg_{turn}"}
+ASKED: Final = {"model": "{persona}", "input": HI["message"]}
 
 # Every route of the public port: how something of another's could be asked for, or why nothing could.
 ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
@@ -100,11 +102,37 @@ ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
         _at("/v1/conversations/{own_conversation}/events", 400, Last_Event_ID="{turn}.2"),
         _at("/v1/conversations/{own_conversation}/events?after={running}.1", 400),
     ),
+    ("POST", "/v1/chat/completions"): (
+        "names nothing: lists are matched among their user's own, see openai/test_threads.py"
+    ),
+    ("POST", "/v1/responses"): (
+        Attempt("/v1/responses", 200, {**ASKED, "previous_response_id": "resp_{turn}"}),
+        Attempt("/v1/responses", 409, {**ASKED, "previous_response_id": "resp_{running}"}),
+        Attempt("/v1/responses", 200, {**ASKED, "conversation": "{conversation}"}),
+        Attempt("/v1/responses", 409, {**ASKED, "conversation": "conv_{busy}"}),
+        Attempt("/v1/responses", 200, {**ASKED, "input": [REFERENCE, {"role": "user", "content": HI["message"]}]}),
+    ),
+    ("GET", "/v1/responses/{response_id}"): (
+        _at("/v1/responses/resp_{turn}", 200),
+        _at("/v1/responses/resp_{running}", 200),
+        _at("/v1/responses/resp_{turn}?stream=true", 200),
+        _at("/v1/responses/resp_{running}?stream=true&starting_after=4", 200),
+    ),
+    ("POST", "/v1/responses/{response_id}/cancel"): (
+        _at("/v1/responses/resp_{turn}/cancel", 200),
+        _at("/v1/responses/resp_{running}/cancel", 200),
+    ),
+    ("DELETE", "/v1/responses/{response_id}"): (
+        _at("/v1/responses/resp_{running}", None),
+        _at("/v1/responses/resp_{turn}", 200),
+    ),
     ("POST", "/v1/turns/{turn_id}/stop"): (_at("/v1/turns/{turn}/stop", 200), _at("/v1/turns/{running}/stop", 200)),
     ("POST", "/v1/tickets"): (
         Attempt("/v1/tickets", 201, {"path": "/v1/turns/{turn}/events"}),
         Attempt("/v1/tickets", 201, {"path": "/v1/conversations/{busy}/events"}),
     ),
+    ("GET", "/v1/models"): "names nothing",
+    ("GET", "/v1/models/{model}"): "a persona is the tenant's, and the same for all whom a token lets ask it",
     ("GET", "/v1/ws"): "commands have a table of their own",
     ("GET", "/docs"): "the same for everybody",
     ("GET", "/docs/{name}"): "the same for everybody",
@@ -151,6 +179,8 @@ Things = dict[str, str]
 def filled(value: Any, things: Things) -> Any:
     if isinstance(value, str):
         return value.format_map(things)
+    if isinstance(value, list):
+        return [filled(item, things) for item in value]
     return {name: filled(item, things) for name, item in value.items()} if isinstance(value, Mapping) else value
 
 

@@ -83,6 +83,17 @@ async def varied_session(running: Running, client: Client) -> list[bytes]:
     await call("GET", "/v1/conversations", Authorization=f"Basic {client.token}")
     await call("POST", "/v1/sessions", {"user_id": USER}, Authorization=f"Bearer {client.token}")
     await call("GET", "/v1/conversations", Origin="https://evil.example")
+    asked = {"model": "default", "messages": [{"role": "user", "content": ANSWER}]}
+    for stream in (True, False):
+        body = {**asked, "stream": stream, "safety_identifier": USER, "metadata": {"note": COMMENT}}
+        answer = await client.call("POST", "/v1/chat/completions", body, Authorization=f"Bearer {running.secret_key}")
+        assert answer.status == 200
+    await call("POST", "/v1/chat/completions", asked | {"model": PROMPT})
+    await call("POST", "/v1/chat/completions", asked | {PROMPT: 1})
+    await call("POST", "/v1/chat/completions", asked, Authorization=f"Bearer {running.secret_key}x")
+    await call("POST", "/v1/responses", {"model": "default", "input": PROMPT, "previous_response_id": client.token})
+    await call("POST", "/v1/responses", {"model": "default", "input": f"{PROMPT} #fault=500", "stream": True})
+    await call("GET", f"/v1/responses/{client.token}")
     for token in (client.token, client.token + "x", running.secret_key):
         async with running.http.ws_connect(
             f"{running.url}/v1/ws", protocols=("hyperleap.chat.v1", f"hgt.{token}")
