@@ -188,7 +188,7 @@ class Threads:
         try:
             if not taken.repeated:
                 conversation = await self._conversations.get(principal, tip.conversation_id)
-                if not _is_last(conversation, tip):
+                if not _is_last(conversation, tip) and not await self._begun(principal, tip, ask):
                     return None
             return await self._say(principal, tip.conversation_id, ask)
         except GatewayError as error:
@@ -198,6 +198,13 @@ class Threads:
                 with contextlib.suppress(GatewayError):
                     await self._store.give_back(principal.tenant.id, digest, tip, self._key(principal, ask))
             raise
+
+    async def _begun(self, principal: Principal, tip: Tip, ask: Ask) -> bool:
+        """Whether a repeat by the same key was faster, so that what was said after the turn is this very ask."""
+        key, user = ask.idempotency_key, principal.user_hash
+        if key is None:
+            return False
+        return await self._log.repeated(principal.tenant.id, user, tip.conversation_id, key) is not None
 
     async def _say(self, principal: Principal, conversation_id: ConversationId, ask: Ask) -> Begun:
         started = await self._turns.start(
