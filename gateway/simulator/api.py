@@ -16,6 +16,8 @@ from gateway.simulator.bill import Bill, State
 from gateway.simulator.chats import Chats
 from gateway.simulator.conversations import Conversation, Conversations, Message, now_iso
 from gateway.simulator.exchange import Exchange
+from gateway.simulator.moderations import judged
+from gateway.simulator.prompts import Prompts
 from gateway.simulator.replies import (
     ApiError,
     HeaderList,
@@ -26,6 +28,7 @@ from gateway.simulator.replies import (
     reply_too_many,
     reply_unsupported,
 )
+from gateway.simulator.reports import Reports
 from gateway.simulator.requests import (
     BadRequestError,
     CreateGeneral,
@@ -60,6 +63,7 @@ class ApiSettings:
     workspaces: tuple[tuple[str, ...], ...]  # the keys of each
     blob: bool
     personas: frozenset[str]
+    prompts: frozenset[str]
     persona_prompt: str | None
     limit_per_minute: int
     limit_period_s: float
@@ -74,6 +78,8 @@ class Api:
         self.conversations = Conversations()
         self.base_url = ""  # of the blobs; known once the server listens
         self._settings = settings
+        self.prompts = Prompts(chats, settings.prompts, raw_utf8=settings.raw_utf8)
+        self._reports = Reports(self.conversations, self.prompts)
         self._bill = bill
         self._state = state
         self.refused: set[str] = set()  # keys that are not valid just now
@@ -152,6 +158,16 @@ class Api:
                 conversation = self._find(conversation_id, workspace)
                 _score_message(conversation, read_uuid(message_id), bytes(exchange.body))
                 self._show(exchange, conversation, headers)
+            case ("POST", ["moderations"]):
+                reply_json(exchange, 200, judged(bytes(exchange.body)), headers, raw=self._settings.raw_utf8)
+            case (_, ["prompts" | "prompt-runs", *_]) if self.prompts.answer(exchange, parts, allowance, workspace):
+                pass
+            case (_, ["audit" | "feedback-report", *_]):
+                report = self._reports.of(exchange.method, parts, bytes(exchange.body), workspace)
+                if report is None:
+                    reply_empty(exchange, 404)
+                else:
+                    reply_json(exchange, 200, report, headers, raw=self._settings.raw_utf8)
             case _:
                 reply_empty(exchange, 404)  # as ASP.NET answers a path that it does not know
 

@@ -35,6 +35,7 @@ class ChatRun:
     reset_code: int | None = None
     reset_at_s: float | None = None
     faults: tuple[str, ...] = ()
+    prompt_id: str | None = None  # of a prompt run; its conversation is nowhere to be found
 
     @property
     def cancelled(self) -> bool:

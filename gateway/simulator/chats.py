@@ -52,7 +52,12 @@ class Chats:
 
     def start(self, exchange: Exchange, conversation: Conversation, form: Form, allowance: Allowance) -> None:
         """Answers one message; raises BadRequestError for a body or a directive that cannot be understood."""
-        message = decode(exchange.body, UserMessage).message
+        self.say(exchange, conversation, decode(exchange.body, UserMessage).message, form, allowance)
+
+    def say(
+        self, exchange: Exchange, conversation: Conversation, message: str, form: Form, allowance: Allowance
+    ) -> ChatRun:
+        """Answers words, wherever they are from, and returns the record; raises BadRequestError for a bad directive."""
         try:
             said = answer(message)
         except ValueError as error:
@@ -77,7 +82,7 @@ class Chats:
                 self._pace.at(due_s, lambda: _refuse(exchange, refusal, allowance))
             else:
                 _refuse(exchange, refusal, allowance)
-            return
+            return record
         settings, asked = self._settings, said.directives
         raw = settings.raw_utf8 if asked.raw_utf8 is None else asked.raw_utf8
         Run(
@@ -92,6 +97,7 @@ class Chats:
             on_disconnect=settings.on_disconnect,
             headers=[*common_headers(), *allowance.headers()],
         ).begin()
+        return record
 
     def _tempo(self, said: Answer, faults: dict[FaultName, Fault]) -> Tempo:
         settings, asked = self._settings, said.directives

@@ -69,6 +69,7 @@ def _list_faults(ctx: click.Context, param: click.Parameter, value: bool) -> Non
     help="Whether an answer whose reader left is completed, or kept as far as it was sent.",
 )  # fmt: skip
 @click.option("--persona", "personas", multiple=True, help="A known persona id; without any, every UUID is one.")
+@click.option("--prompt", "prompts", multiple=True, help="A known prompt id; without any, every UUID is one.")
 @click.option("--blob", is_flag=True, help="Keep messages behind a blob URI.")
 @click.option("--raw-utf8", is_flag=True, help="Send non-ASCII as UTF-8 instead of escapes.")
 @click.option("--limit-per-minute", type=click.IntRange(0), default=0, help="Plan limit of each key; 0: none.")
@@ -101,6 +102,7 @@ def simulate(
     max_streams: int,
     on_disconnect: Literal["finish", "drop"],
     personas: tuple[str, ...],
+    prompts: tuple[str, ...],
     blob: bool,
     raw_utf8: bool,
     limit_per_minute: int,
@@ -128,6 +130,7 @@ def simulate(
             max_concurrent_streams=max_streams,
             on_disconnect=on_disconnect,
             personas=personas,
+            prompts=prompts,
             blob=blob,
             raw_utf8=raw_utf8,
             limit_per_minute=limit_per_minute,

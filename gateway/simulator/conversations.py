@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -139,6 +139,10 @@ class Conversations:
     def get(self, conversation_id: str) -> Conversation | None:
         """Finds a conversation."""
         return self._by_id.get(conversation_id)
+
+    def newest(self) -> Iterator[Conversation]:
+        """Yields all, the newest first."""
+        return reversed(self._by_id.values())
 
     def page(self, chosen: Callable[[Conversation], bool], token: str | None) -> tuple[list[Conversation], str | None]:
         """Returns up to ten, newest first, and the token of the next page; raises ValueError for a bad token.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -90,6 +91,52 @@ class SetMessageScore(Body):
     comments: str | None = None
     tags: list[str] | None = None
     score_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+
+
+class RunPrompt(Body):
+    """Runs a prompt; ``stream`` decides the form only on the older paths, which have no other way to say it."""
+
+    prompt_id: UUID
+    prompt_version_id: UUID | None = None
+    replacements: dict[str, Any] | None = None
+    stream: bool = False
+
+
+class ScorePromptRun(Body):
+    """Scores a prompt run; the same ``feedbackId`` again replaces that feedback."""
+
+    feedback_id: UUID | None = None
+    score: int = 0
+    comments: str | None = None
+    score_confidence: float | None = None
+
+
+class Moderate(Body):
+    """Asks for a judgement of a text."""
+
+    input: str | None = None
+
+
+class Report(Body):
+    """Asks for a page of a report; the fields of both kinds of report that the stand-in heeds."""
+
+    caller_id: UUID | None = None
+    start_date: datetime | None = None
+    end_date: datetime | None = None
+    page_size: Annotated[int, msgspec.Meta(ge=1, le=20)] = 20
+    prompt_id: UUID | None = None
+    prompt_run_id: UUID | None = None
+    conversation_id: UUID | None = None
+    conversation_run_id: UUID | None = None
+    continuation_token: str | None = None
+
+
+class FeedbackReport(Report):
+    """Asks for a page of a feedback report."""
+
+    caller_id: UUID
+    start_date: datetime
+    end_date: datetime
 
 
 class BadRequestError(Exception):

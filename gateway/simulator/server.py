@@ -31,7 +31,7 @@ class SimulatorSettings:
     ``on_disconnect`` says what becomes of an answer whose reader left: ``finish`` completes, stores and bills it
     whole, at its rate; ``drop`` stores and bills what was sent. ``more_api_keys`` are of one workspace with
     ``api_key``, each of ``other_workspaces`` holds the keys of one more; a conversation is found by its workspace's
-    only. ``personas`` are the known persona ids (empty: any). ``blob`` keeps messages behind a URI.
+    only. ``personas`` and ``prompts`` are the known ids (empty: any). ``blob`` keeps messages behind a URI.
     ``limit_per_minute`` is the plan limit of each key (0: none), and ``limit_period_s`` how long its minute is.
     ``data_dir`` keeps the certificates (None: a directory that lives as long as the server).
     """
@@ -51,6 +51,7 @@ class SimulatorSettings:
     sse_done: bool = False
     blob: bool = False
     personas: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
     persona_prompt: str | None = None
     limit_per_minute: int = 0
     limit_period_s: float = 60.0
@@ -210,6 +211,7 @@ def _api_settings(settings: SimulatorSettings) -> ApiSettings:
         workspaces=((settings.api_key, *settings.more_api_keys), *settings.other_workspaces),
         blob=settings.blob,
         personas=frozenset(persona.lower() for persona in settings.personas),
+        prompts=frozenset(prompt.lower() for prompt in settings.prompts),
         persona_prompt=settings.persona_prompt,
         limit_per_minute=settings.limit_per_minute,
         limit_period_s=settings.limit_period_s,
