@@ -180,7 +180,7 @@ async def test_no_keepalive_follows_the_ending(start_gateway: StartGateway, sign
     path = f"/v1/conversations/{await client.conversation()}/turns"
     async with wire(running, client) as line:
         for _ in range(5):
-            line.send("POST", path, {"message": "Hi #tokens=2 #delay=0.02"})
+            line.send("POST", path, {"message": "Hi #tokens=2 #delay=0.2"})
             assert (await line.head())[0] == "HTTP/1.1 200 OK"
             body = await line.body()
             assert b": keep-alive\n\n" in body
