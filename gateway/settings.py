@@ -33,7 +33,9 @@ from gateway.tenant_options import (
     DefaultTenantSettings,
     IssuerSettings,
     LimitSettings,
+    ModelSettings,
     PersonaSettings,
+    PromptSettings,
     TenantSettings,
 )
 from gateway.tenant_tables import TenantTables, read_tenants
@@ -245,6 +247,8 @@ def reference() -> str:
         "plans.<name>": LimitSettings,
         "tenants.<id>": TenantSettings,
         "tenants.<id>.personas.<alias>": PersonaSettings,
+        "tenants.<id>.models.<alias>": ModelSettings,
+        "tenants.<id>.prompts.<alias>": PromptSettings,
         "tenants.<id>.issuers.<name>": IssuerSettings,
     }
     for name, table in tables.items():

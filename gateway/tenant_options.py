@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, tzinfo
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ class ScopeLimitSettings(Section, frozen=True, kw_only=True):
     """What one of its kind may use. Unset: as the plan says, else the default; 0: no limit."""
 
     requests_per_s: Annotated[
-        int | None, doc("Requests a second, each kind (turn, creation, read, score) by itself", ge=0, le=100_000)
+        int | None, doc("Requests a second, each kind (see [limits](limits.md)) by itself", ge=0, le=100_000)
     ] = None
     requests_per_min: Annotated[int | None, doc("Requests a minute, as above", ge=0, le=REQUESTS_PER_MIN_MAX)] = None
     tokens_per_min: Annotated[int | None, doc("Tokens a minute, prompts included", ge=0, le=LIMIT_MAX)] = None
@@ -82,6 +83,44 @@ class PersonaSettings(Section, frozen=True, kw_only=True):
             raise SettingsError("replacements", "must not hold an empty name")
 
 
+class ModelSettings(Section, frozen=True, kw_only=True):
+    """A model behind an alias, for conversations without a persona of the vendor's."""
+
+    ai_system: Annotated[int, doc("The vendor's number of the provider (`aiSystem`)", ge=0, le=6)]
+    model: Annotated[str, doc("The model's name at the vendor; one alias a name")]
+    system_message: Annotated[str | None, doc("What a conversation begins with where the client states nothing")] = None
+    stated: Annotated[
+        tuple[Literal["system_message", "configuration"], ...],
+        doc("Which of `system_message` and `configuration` a client may state itself, to the cost of the tenant"),
+    ] = ()
+    dataspaces: Annotated[tuple[str, ...], doc("Dataspaces (UUIDs) that a client may name")] = ()
+    replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model.strip():
+            raise SettingsError("model", "must not be empty")
+        if not all(self.replacements):
+            raise SettingsError("replacements", "must not hold an empty name")
+        force_setattr(self, "dataspaces", tuple(normal_uuid("dataspaces", one) for one in self.dataspaces))
+
+
+class PromptSettings(Section, frozen=True, kw_only=True):
+    """A prompt that is written at the vendor, behind an alias that no persona has."""
+
+    prompt_id: Annotated[str, doc("The vendor's id (UUID)")]
+    prompt_version_id: Annotated[str | None, doc("A version to pin (UUID)")] = None
+    replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        force_setattr(self, "prompt_id", normal_uuid("prompt_id", self.prompt_id))
+        if self.prompt_version_id is not None:
+            force_setattr(self, "prompt_version_id", normal_uuid("prompt_version_id", self.prompt_version_id))
+        if not all(self.replacements):
+            raise SettingsError("replacements", "must not hold an empty name")
+
+
 class IssuerSettings(Section, frozen=True, kw_only=True):
     """Tokens of a tenant's own that are accepted beside the gateway's: JWTs whose keys the issuer publishes (JWKS)."""
 
@@ -132,14 +171,32 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     issuers: Annotated[dict[str, IssuerSettings], doc("Issuers of tokens of the tenant's own, by a name of yours")] = (
         msgspec.field(default_factory=dict)
     )
+    prompts: Annotated[dict[str, PromptSettings], doc("Prompts by alias")] = msgspec.field(default_factory=dict)
+    models: Annotated[dict[str, ModelSettings], doc("Models for conversations without a persona, by alias")] = (
+        msgspec.field(default_factory=dict)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.personas:
             raise SettingsError("personas", "a tenant needs at least one persona")
-        for alias in self.personas:
-            if not ALIAS.fullmatch(alias):
-                raise SettingsError(f"personas.{alias}", f"an alias must match {ALIAS.pattern}")
+        known: set[str] = set()
+        named: dict[str, Mapping[str, Section]] = {
+            "personas": self.personas,
+            "models": self.models,
+            "prompts": self.prompts,
+        }
+        for kind, aliases in named.items():
+            for alias in aliases:
+                if not ALIAS.fullmatch(alias):
+                    raise SettingsError(f"{kind}.{alias}", f"an alias must match {ALIAS.pattern}")
+                if alias in known:
+                    raise SettingsError(f"{kind}.{alias}", "is the alias of something else")
+                known.add(alias)
+        models = [model.model for model in self.models.values()]
+        for alias, model in self.models.items():
+            if models.count(model.model) > 1:  # by the name alone the vendor's records tell which it was
+                raise SettingsError(f"models.{alias}.model", "has an alias already")
         force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
         time_zone(self.timezone)
         key_ring(self.vendor_keys)

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.identity import Disconnect, DisconnectPolicy, Persona, Tenant, TenantId
+from gateway.core.identity import Disconnect, DisconnectPolicy, Model, Persona, Prompt, Tenant, TenantId
 from gateway.core.issuers import Issuer
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
 from gateway.sections import Section, SettingsError, build, reason
@@ -128,6 +128,29 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) 
                 replacements=frozenset(persona.replacements),
             )
             for alias, persona in settings.personas.items()
+        }
+        | {
+            alias: Persona(
+                alias=alias,
+                replacements=frozenset(model.replacements),
+                model=Model(
+                    ai_system=model.ai_system,
+                    name=model.model,
+                    system_message=model.system_message,
+                    stated=frozenset(model.stated),
+                    dataspaces=frozenset(model.dataspaces),
+                ),
+            )
+            for alias, model in settings.models.items()
+        },
+        prompts={
+            alias: Prompt(
+                alias=alias,
+                prompt_id=prompt.prompt_id,
+                prompt_version_id=prompt.prompt_version_id,
+                replacements=frozenset(prompt.replacements),
+            )
+            for alias, prompt in settings.prompts.items()
         },
         issuers=tuple(
             Issuer(

@@ -20,6 +20,7 @@ from gateway.tenant_tables import parse_tenant, read_tenants
 
 PERSONA = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
 HOME = {"HOME": "/home/someone"}
+MODEL = "[tenants.acme.models.{}]\nai_system = {}\nmodel = 'm'\n"
 TENANTS = f"""
 [tenants.acme]
 origins = ["https://Chat.ACME.example:443"]
@@ -249,6 +250,18 @@ def test_load_foreign_variables_are_ignored() -> None:
         ("[server]\ntrusted_proxies = ['10.0.0.1/8']\n", "server.trusted_proxies", "not a network"),
         (TENANTS.replace(PERSONA.upper(), "x"), "tenants.acme.personas.support.persona_id", "UUID"),
         ("[tenants.acme]\npersonas = {}\n", "tenants.acme.personas", "at least one"),
+        (TENANTS + "[tenants.acme.prompts.a]\nprompt_id = 'x'\n", "tenants.acme.prompts.a.prompt_id", "UUID"),
+        (
+            TENANTS + f"[tenants.acme.prompts.support]\nprompt_id = '{PERSONA}'\n",
+            "tenants.acme.prompts.support",
+            "alias",
+        ),
+        (TENANTS + f"[tenants.acme.prompts.'a b']\nprompt_id = '{PERSONA}'\n", "tenants.acme.prompts.a b", "alias"),
+        (TENANTS + MODEL.format("a", 7), "tenants.acme.models.a.ai_system", "at most 6"),
+        (TENANTS + MODEL.format("support", 1), "tenants.acme.models.support", "alias of something else"),
+        (TENANTS + MODEL.format("a", 1) + MODEL.format("b", 2), "tenants.acme.models.a.model", "alias already"),
+        (TENANTS + MODEL.format("a", 1) + "dataspaces = ['x']\n", "tenants.acme.models.a.dataspaces", "UUID"),
+        (TENANTS + MODEL.format("a", 1) + "stated = ['model']\n", "tenants.acme.models.a.stated", "invalid enum"),
         ("tenants = 3\n", "tenants", "table"),
         (TENANTS + f"[upstream]\npersona_id = '{PERSONA}'\n", "upstream.persona_id", "default tenant"),
         (TENANTS + "[default_tenant]\nanonymous = true\n", "default_tenant.anonymous", "default tenant"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NewType, Protocol
+from typing import Any, NamedTuple, NewType, Protocol
 
 import msgspec
 
@@ -57,6 +57,10 @@ class Conversation(msgspec.Struct, frozen=True):
     messages: list[Message] = []
     messages_unavailable: bool = False  # the vendor keeps them in a blob that the gateway may not fetch
     active_turn_id: str | None = None
+    is_active: bool = True  # the vendor's switch
+    ai_system: str | None = None  # the vendor's names of provider and model, where it tells them
+    model: str | None = None
+    listed: bool = True  # not where it only holds a prompt run, whose claim makes it
 
 
 class VendorConversation(msgspec.Struct, frozen=True):
@@ -71,6 +75,17 @@ class VendorConversation(msgspec.Struct, frozen=True):
     messages: list[Message]
     messages_unavailable: bool = False
     is_deleted: bool = False
+    is_active: bool = True
+    ai_system: str | None = None
+    model: str | None = None
+
+
+class Opening(NamedTuple):
+    """What a client states of a conversation that is held with a model, where the tenant lets it."""
+
+    system_message: str | None = None
+    configuration: dict[str, Any] | None = None
+    dataspaces: tuple[str, ...] = ()
 
 
 class ConversationStore(Protocol):
@@ -102,4 +117,8 @@ class ConversationStore(Protocol):
         self, tenant: TenantId, conversation_id: ConversationId, message_id: str, feedback: Feedback
     ) -> None:
         """Write feedback into the cached transcript; nothing happens when it is not cached."""
+        ...
+
+    async def change(self, tenant: TenantId, conversation: Conversation) -> None:
+        """Write status, name, metadata and ``is_active`` of a record; nothing happens when it is not cached."""
         ...

@@ -39,6 +39,7 @@ class Code(StrEnum):
     MESSAGE_EMPTY = "message_empty"
     MESSAGE_TOO_LONG = "message_too_long"
     PERSONA_UNKNOWN = "persona_unknown"
+    PROMPT_UNKNOWN = "prompt_unknown"
     REPLACEMENT_NOT_ALLOWED = "replacement_not_allowed"
     UNSUPPORTED_PARAMETER = "unsupported_parameter"
     LENGTH_REQUIRED = "length_required"
@@ -114,6 +115,7 @@ WIRE: dict[Code, Wire] = {
     Code.MESSAGE_EMPTY: Wire(422, "The message is empty"),
     Code.MESSAGE_TOO_LONG: Wire(413, "The message is too long"),
     Code.PERSONA_UNKNOWN: Wire(422, "Unknown persona"),
+    Code.PROMPT_UNKNOWN: Wire(422, "Unknown prompt"),
     Code.REPLACEMENT_NOT_ALLOWED: Wire(422, "This replacement may not be set here"),
     Code.UNSUPPORTED_PARAMETER: Wire(400, "Hyperleap cannot do what a parameter asks for"),
     Code.LENGTH_REQUIRED: Wire(411, "The body has no length"),

@@ -280,6 +280,7 @@ class Heading(msgspec.Struct, frozen=True):
     ordinal: int = 0  # 0 until claimed
     messages_before: int = 0
     last_message_id: str | None = None
+    listed: bool = True  # else its conversation is made by its claim, and is in no list
 
 
 class EventLog(Protocol):

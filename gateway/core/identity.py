@@ -25,15 +25,45 @@ DOORS: Final[tuple[Door, ...]] = get_args(Door)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model that conversations may be held with, without a persona of the vendor's.
+
+    ``stated`` says which of ``system_message`` and ``configuration`` a client may state itself; of ``dataspaces`` it
+    may name any.
+    """
+
+    ai_system: int  # the vendor's number of the provider, 0 to 6
+    name: str
+    system_message: str | None = None  # where the client states none
+    stated: frozenset[str] = frozenset()
+    dataspaces: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Persona:
-    """A vendor persona under the name that browsers use for it.
+    """A vendor persona, or a model in its place, under the name that browsers use for it.
 
     ``replacements`` are the names of the template variables that a browser may set.
     """
 
     alias: str
-    persona_id: str
+    persona_id: str | None = None  # None where there is a model
     persona_version_id: str | None = None
+    replacements: frozenset[str] = frozenset()
+    model: Model | None = None
+
+    def __post_init__(self) -> None:
+        if (self.persona_id is None) == (self.model is None):
+            raise ValueError("a persona has the vendor's id, or a model in its place")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A prompt that is written at the vendor, under a name that no persona of the tenant has; see ``Persona``."""
+
+    alias: str
+    prompt_id: str
+    prompt_version_id: str | None = None
     replacements: frozenset[str] = frozenset()
 
 
@@ -73,13 +103,21 @@ class Tenant:
     issuers: tuple[Issuer, ...] = ()  # whose tokens are accepted beside the gateway's own
     vendor_keys: tuple[KeyLabel, ...] = (DEFAULT_KEY,)  # by which Hyperleap is asked for it; all of one workspace
     weight: int = 1  # its share of a vendor key that several tenants wait for
+    prompts: Mapping[str, Prompt] = field(default_factory=dict)
 
     def leaving(self, disconnect: Disconnect) -> Tenant:
         """Return the same tenant with another rule for turns that nobody reads, as a door may have one."""
         return replace(self, disconnect=disconnect)
 
-    def persona_named(self, persona_id: str | None) -> str | None:
-        """Return the alias under which this tenant lists a vendor persona id, or None."""
+    @property
+    def aliases(self) -> frozenset[str]:
+        """What tokens can be narrowed to: the personas and the prompts by their names."""
+        return frozenset((*self.personas, *self.prompts))
+
+    def persona_named(self, persona_id: str | None, model: str | None = None) -> str | None:
+        """Return the alias under which this tenant lists a vendor persona id, or a model where there is no persona."""
+        if persona_id is None:
+            return next((p.alias for p in self.personas.values() if p.model and p.model.name == model), None)
         return next((p.alias for p in self.personas.values() if p.persona_id == persona_id), None)
 
 

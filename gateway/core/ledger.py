@@ -58,6 +58,13 @@ class Ledger(Protocol):
         """Write a turn's settlement for good; False when it was written before, which stands."""
         ...
 
+    async def add(self, tenant: TenantId, settlement: Settlement) -> bool:
+        """Write the settlement of what was metered without being a turn, and correct its charge; False for a repeat.
+
+        ``settlement.turn_id`` is the id that it was admitted under.
+        """
+        ...
+
     async def settled(self, tenant: TenantId, after: str | None, limit: int) -> list[tuple[str, Settlement]]:
         """Return a page of settlements, the oldest first, each with its cursor."""
         ...

@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.core.conversation import ConversationId, Feedback, VendorConversation
 from gateway.core.errors import GatewayError
+from gateway.core.identity import Model
 from gateway.core.vendor_keys import KeyLabel
 
 TurnId = NewType("TurnId", str)
@@ -107,6 +108,18 @@ class Upstream(Protocol):
         *,
         persona_id: str,
         persona_version_id: str | None,
+        replacements: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        external_user_id: str,
+        key: KeyLabel,
+    ) -> VendorConversation: ...
+
+    async def create_with_model(
+        self,
+        *,
+        model: Model,
+        configuration: Mapping[str, Any] | None,
+        dataspaces: Sequence[str],
         replacements: Mapping[str, Any],
         metadata: Mapping[str, Any],
         external_user_id: str,

@@ -42,6 +42,7 @@ const WORDS = {
   body_too_large: ["The message is too long", "Shorten it, or send it in parts."],
   frame_too_large: ["The message is too long", "Shorten it, or send it in parts."],
   persona_unknown: ["There is no such assistant", "The persona that this page asked for is not set up here, or not for your key."],
+  prompt_unknown: ["There is no such prompt", "The prompt that was to be run is not set up here, or not for your key."],
   replacement_not_allowed: ["The page asked for something that is not allowed", "Reload the page."],
   unsupported_parameter: ["Hyperleap cannot do this", "The request asks for something that this assistant does not offer."],
   turn_active: ["An answer is still being written", "Wait for it to end, or stop it. Then send again."],

@@ -130,6 +130,9 @@ class ChatEntry(msgspec.Struct):
     metadata: dict[str, Any] | None = None
     external_user_id: str | None = msgspec.field(name="externalUserId", default=None)
     is_deleted: bool | None = msgspec.field(name="isDeleted", default=None)
+    is_active: bool | None = msgspec.field(name="isActive", default=None)
+    ai_system: str | None = msgspec.field(name="aiSystem", default=None)
+    model: str | None = None
 
 
 _entry: Final = msgspec.json.Decoder(ChatEntry)
@@ -157,6 +160,9 @@ def read_entry(entry: ChatEntry, blob: bytes | None = None) -> VendorConversatio
         messages=[_transcript_message(message) for message in messages],
         messages_unavailable=bool(entry.in_blob and blob is None),
         is_deleted=bool(entry.is_deleted),
+        is_active=entry.is_active is not False,
+        ai_system=entry.ai_system,
+        model=entry.model,
     )
 
 

@@ -89,7 +89,7 @@ class Accounting:
     async def _look_up(self, tenant: Tenant, estimate: Settlement) -> Message | None:
         """Return the vendor's copy of a turn's answer, or None. Raises GatewayError, also where there is no room."""
         record = await self._log.record(tenant.id, estimate.turn_id)
-        if record is None:
+        if record is None or record.persona in tenant.prompts:  # a prompt's run has no copy that could be read
             return None
         transcript: list[Message] = []
         if estimate.message_id is None:

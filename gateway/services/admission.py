@@ -29,7 +29,7 @@ from gateway.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-Action = Literal["turn", "create", "read", "score"]
+Action = Literal["turn", "create", "read", "score", "change", "moderation", "report"]
 Decide = Callable[[Ask], Awaitable[Decision]]
 STALE_MAX: Final = 3
 JITTER_SHARE: Final = 0.1  # of the wait that a refusal names, so that those refused together come back apart …
@@ -129,10 +129,23 @@ class Admission:
         Raises GatewayError(rate_limited | store_unavailable), charging nothing.
         """
         work = Work(conversation.id, conversation.persona, -(-len(message) // CHARS_PER_TOKEN))
-        decision = await self._decide(principal, "turn", address, conversation.persona, turn_id, work, decide)
+        return await self.admit_work(principal, "turn", work, address, turn_id, decide=decide)
+
+    async def admit_work(
+        self,
+        principal: Principal,
+        action: Action,
+        work: Work,
+        address: str,
+        id_: TurnId,
+        *,
+        decide: Decide | None = None,
+    ) -> Admitted:
+        """Charge what is metered as a turn is; see ``admit_turn``. Without a persona in ``work`` none's limits hold."""
+        decision = await self._decide(principal, action, address, work.persona or None, id_, work, decide)
         rules = [quota.rule for quota in decision.quotas]
         return Admitted(
-            tuple(Slot(rule.key, turn_id) for rule in rules if rule.kind is Kind.SLOTS),
+            tuple(Slot(rule.key, id_) for rule in rules if rule.kind is Kind.SLOTS),
             decision.tokens,
             decision.prompt_tokens,
             any(rule.kind is Kind.BUDGET for rule in rules),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 
-from gateway.core.conversation import Conversation, ConversationId, ConversationStore, VendorConversation
+from gateway.core.conversation import Conversation, ConversationId, ConversationStore, Opening, VendorConversation
 from gateway.core.errors import Code, GatewayError
 from gateway.core.idempotency import checked_key
-from gateway.core.identity import Persona, Principal, TenantId
+from gateway.core.identity import Model, Persona, Principal, TenantId
+from gateway.core.vendor_keys import KeyLabel
 from gateway.services.admission import Admission
 from gateway.services.clock import timestamp
 from gateway.services.creations import Creations
@@ -50,8 +51,9 @@ class Conversations:
         metadata: dict[str, Any],
         address: str,
         idempotency_key: str | None = None,
+        opening: Opening | None = None,
     ) -> Conversation:
-        """Open a conversation with one of the tenant's personas.
+        """Open a conversation with one of the tenant's personas, or models, for which ``opening`` may state more.
 
         A repeat with an idempotency key returns the conversation that the key led to, whatever the caps say; see
         ``Creations`` for what is promised. Safe to cancel: a creation that has begun goes on and is listed.
@@ -61,37 +63,45 @@ class Conversations:
         if idempotency_key is not None:
             checked_key(idempotency_key)
         persona = _persona(principal, alias)
-        for name in replacements:
-            if name not in persona.replacements:
-                raise GatewayError(Code.REPLACEMENT_NOT_ALLOWED, field=f"replacements.{name[:64]}")
-        if len(metadata) > METADATA_MAX_ENTRIES:
-            raise GatewayError(
-                Code.INVALID_VALUE, f"metadata may have {METADATA_MAX_ENTRIES} entries.", field="metadata"
-            )
+        check_replacements(replacements, persona.replacements)
+        check_metadata(metadata)
         for field, value in (("metadata", metadata), ("replacements", replacements)):
             if len(msgspec.json.encode(value)) > EXTRAS_MAX_BYTES:
                 raise GatewayError(
                     Code.INVALID_VALUE, f"{field} may have {EXTRAS_MAX_BYTES} bytes of JSON.", field=field
                 )
+        model = _stated(persona.model, opening) if persona.model is not None else None
+        external_user_id = principal.external_user_id
+
+        def create(key: KeyLabel) -> Awaitable[VendorConversation]:
+            if model is not None:
+                return self._vendor.upstream.create_with_model(
+                    model=model,
+                    configuration=opening.configuration if opening is not None else None,
+                    dataspaces=opening.dataspaces if opening is not None else (),
+                    replacements=replacements,
+                    metadata=metadata,
+                    external_user_id=external_user_id,
+                    key=key,
+                )
+            assert persona.persona_id is not None, "there is no model"
+            return self._vendor.upstream.create_conversation(
+                persona_id=persona.persona_id,
+                persona_version_id=persona.persona_version_id,
+                replacements=replacements,
+                metadata=metadata,
+                external_user_id=external_user_id,
+                key=key,
+            )
 
         async def ask() -> Conversation:
             await self._admission.admit(principal, "create", address, persona.alias)
-            entry = await self._vendor.ask(
-                principal.tenant,
-                lambda key: self._vendor.upstream.create_conversation(
-                    persona_id=persona.persona_id,
-                    persona_version_id=persona.persona_version_id,
-                    replacements=replacements,
-                    metadata=metadata,
-                    external_user_id=principal.external_user_id,
-                    key=key,
-                ),
-            )
+            entry = await self._vendor.ask(principal.tenant, create)
             return _owned_by(principal, persona.alias, entry, timestamp())
 
         if idempotency_key is None:
             return await self._creations.run(principal, ask)
-        body_hash = _hash([alias, replacements, metadata])
+        body_hash = _hash([alias, replacements, metadata, *(opening or ())])
         return await self._creations.once(principal, idempotency_key, body_hash, ask)
 
     async def owned(self, principal: Principal, conversation_id: ConversationId) -> Conversation:
@@ -166,7 +176,7 @@ class Conversations:
         )
         if entry is None or entry.is_deleted or entry.external_user_id != principal.external_user_id:
             raise GatewayError(Code.NOT_FOUND)
-        alias = principal.tenant.persona_named(entry.persona_id)
+        alias = principal.tenant.persona_named(entry.persona_id, entry.model)
         conversation = _owned_by(principal, alias or "", entry, None)
         if alias is None or not principal.owns(conversation.owner, conversation.persona):
             raise GatewayError(Code.NOT_FOUND)
@@ -193,7 +203,36 @@ def _owned_by(principal: Principal, alias: str, entry: VendorConversation, creat
         metadata=entry.metadata,
         messages=entry.messages,
         messages_unavailable=entry.messages_unavailable,
+        is_active=entry.is_active,
+        ai_system=entry.ai_system,
+        model=entry.model,
     )
+
+
+def check_replacements(given: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    """Raise GatewayError(replacement_not_allowed) for one that the tenant does not let clients set."""
+    for name in given:
+        if name not in allowed:
+            raise GatewayError(Code.REPLACEMENT_NOT_ALLOWED, field=f"replacements.{name[:64]}")
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Raise GatewayError(invalid_value) for metadata with too many entries."""
+    if len(metadata) > METADATA_MAX_ENTRIES:
+        raise GatewayError(Code.INVALID_VALUE, f"metadata may have {METADATA_MAX_ENTRIES} entries.", field="metadata")
+
+
+def _stated(model: Model, opening: Opening | None) -> Model:
+    """Return a model as a client states it, within what the tenant allows; raises GatewayError(forbidden)."""
+    if opening is None:
+        return model
+    given = {"system_message": opening.system_message, "configuration": opening.configuration}
+    for name, value in given.items():
+        if value and name not in model.stated:
+            raise GatewayError(Code.FORBIDDEN, "The tenant does not let clients state this.", field=name)
+    if not model.dataspaces.issuperset(opening.dataspaces):
+        raise GatewayError(Code.FORBIDDEN, "The tenant does not list this dataspace.", field="dataspaces")
+    return replace(model, system_message=opening.system_message) if opening.system_message else model
 
 
 def _hash(body: object) -> str:

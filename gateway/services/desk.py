@@ -100,6 +100,7 @@ class Desk:
             "state": "revoked" if self.auth.tenant_revoked(name) else "active",
             "plan": settings.plan,
             "personas": sorted(tenant.personas),
+            "prompts": sorted(tenant.prompts),
             "origins": sorted(tenant.origins),
             "anonymous": tenant.anonymous,
             "doors": sorted(tenant.doors),

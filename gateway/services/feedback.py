@@ -61,7 +61,7 @@ class FeedbackService:
 
         Raises GatewayError: invalid_value, not_found, rate_limited, upstream_*.
         """
-        _check(score, comments, tags, confidence)
+        check_feedback(score, comments, tags, confidence)
         conversation = await self._conversations.get(principal, conversation_id)
         rated = next((m for m in conversation.messages if m.message_id == message_id and m.role == "assistant"), None)
         if rated is None and not conversation.messages_unavailable:
@@ -92,7 +92,8 @@ class FeedbackService:
         self._metrics.feedback_given(principal.tenant.id, conversation.persona, feedback.score)
 
 
-def _check(score: int, comments: str | None, tags: list[str] | None, confidence: float | None) -> None:
+def check_feedback(score: int, comments: str | None, tags: list[str] | None, confidence: float | None) -> None:
+    """Raise GatewayError(invalid_value) for a verdict beyond its bounds."""
     if not SCORE_MIN <= score <= SCORE_MAX:
         raise GatewayError(Code.INVALID_VALUE, f"A score lies between {SCORE_MIN} and {SCORE_MAX}.", field="score")
     if comments is not None and len(comments) > COMMENTS_MAX_CHARS:

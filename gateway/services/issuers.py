@@ -120,4 +120,4 @@ class Issuers:
 def _personas(tenant: Tenant, claim: object) -> frozenset[str]:
     """Read aliases from a list, or from one text with spaces between as ``scope`` has them; none is none."""
     named = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else []
-    return frozenset(alias for alias in named if isinstance(alias, str) and alias in tenant.personas)
+    return frozenset(alias for alias in named if isinstance(alias, str) and alias in tenant.aliases)

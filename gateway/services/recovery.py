@@ -114,6 +114,7 @@ class Recovery:
             return False
         if not stored:
             stored = [Entry(1, TurnStarted(turn_id, record.conversation_id, record.messages_before // 2 + 1))]
+        is_run = record.persona in self._tenants[tenant].prompts
         conversation = await self._conversations.get(tenant, record.conversation_id)
         transcript = conversation.messages if conversation is not None else []
         rescue = Rescue(
@@ -125,7 +126,8 @@ class Recovery:
             asked=Asked.of(record, None, transcript),
             copies=self._copies,
             after_loss=self._after_loss,
-            looks_s=[0.0] if hurried else self._rules.looks_s(),
+            # The vendor keeps no copy of a prompt's run that could be read.
+            looks_s=[] if is_run else [0.0] if hurried else self._rules.looks_s(),
             process_died=lost is not None,
         )
         log_event(logger, logging.WARNING, "turn.taken_over", turn_id=turn_id, tenant=tenant, epoch=epoch)

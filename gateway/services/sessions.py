@@ -231,5 +231,5 @@ def _check_personas(tenant: Tenant, personas: list[str] | None) -> None:
     if personas is not None and not 1 <= len(personas) <= PERSONAS_MAX:
         raise GatewayError(Code.INVALID_VALUE, f"A token names 1 to {PERSONAS_MAX} personas.", field="personas")
     for alias in personas or ():
-        if alias not in tenant.personas:
+        if alias not in tenant.aliases:
             raise GatewayError(Code.PERSONA_UNKNOWN, field="personas")

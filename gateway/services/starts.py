@@ -22,7 +22,6 @@ from gateway.services.clock import timestamp
 from gateway.services.conversations import Conversations
 from gateway.services.holdings import Holdings
 from gateway.services.owned_turn import TurnPorts
-from gateway.services.passage import Passage
 from gateway.services.recovery import Recovery
 from gateway.services.roster import Roster
 from gateway.services.turn import Turn
@@ -74,9 +73,13 @@ class Starts:
         *,
         idempotency_key: str | None,
         address: str,
+        make: Callable[..., Turn],
         set_going: Callable[[Turn], None],
     ) -> Started:
         """Charge the turn, claim the conversation and hand the turn to ``set_going``, in the step that makes it ours.
+
+        ``make`` makes the turn as ``Turn`` does. A conversation that is not listed is made by the claim: one that is
+        refused leaves none behind.
 
         Where nothing is in the way to the vendor, the store decides on limits and claim in one step. Else the limits
         come first, then the vendor's gate, which is not to be asked for what they refuse, and the claim last, since
@@ -92,19 +95,21 @@ class Starts:
             message=Message("user", message, turn_id=turn_id, created_at=timestamp()),
             body_hash=_hash(message),
             idempotency_key=idempotency_key,
+            listed=conversation.listed,
         )
         passage = self._gate.enter_free(tenant, turn_id)
-        if passage is None or conversation.persona not in tenant.personas:
-            # A repeat is answered whatever limits and caps say: it starts nothing.
-            known = await self._repeated(tenant.id, heading)
-            if known is not None:
-                return known
-        if conversation.persona not in tenant.personas:  # taken away since it was opened
-            raise GatewayError(Code.PERSONA_UNKNOWN)
+        gone = conversation.listed and conversation.persona not in tenant.personas  # taken away since it was opened
         admitted: Admitted | None = None
         turn: Turn | None = None
         charged = False
         try:
+            if passage is None or gone:
+                # A repeat is answered whatever limits and caps say: it starts nothing.
+                known = await self._repeated(tenant.id, heading)
+                if known is not None:
+                    return known
+            if gone:
+                raise GatewayError(Code.PERSONA_UNKNOWN)
             if passage is None:
                 admitted = await self._admission.admit_turn(principal, conversation, message, address, turn_id)
                 charged = True
@@ -115,7 +120,7 @@ class Starts:
                     claim = await self._claim(tenant.id, heading)
                 else:
                     claim, admitted = await self._start(principal, conversation, heading, address)
-                if claim.outcome == "unknown":  # left the cache since it was read
+                if claim.outcome == "unknown" and conversation.listed:  # left the cache since it was read
                     conversation = await self._conversations.of_turn(principal, conversation.id, anew=True)
                     if conversation.persona not in tenant.personas:
                         raise GatewayError(Code.PERSONA_UNKNOWN)
@@ -128,7 +133,18 @@ class Starts:
                 return _refused(claim)
             assert admitted is not None, "no claim is started without"
             self._holdings.hold(tenant.id, turn_id, admitted.slots)
-            turn = self._turn(principal, heading, claim, admitted, passage)
+            turn = make(
+                self._ports,
+                tenant,
+                msgspec.structs.replace(
+                    heading,
+                    ordinal=claim.ordinal,
+                    messages_before=claim.messages_before,
+                    last_message_id=claim.last_message_id,
+                ),
+                passage=passage,
+                allowance=self._admission.allowance(tenant, turn_id, admitted),
+            )
             set_going(turn)
             return Started(turn_id, claim.ordinal, False)
         finally:
@@ -138,16 +154,6 @@ class Starts:
                 if charged:
                     self._holdings.drop(tenant.id, turn_id)
                     await self._admission.undo(tenant.id, turn_id)
-
-    def _turn(self, principal: Principal, heading: Heading, claim: Claim, admitted: Admitted, passage: Passage) -> Turn:
-        heading = msgspec.structs.replace(
-            heading,
-            ordinal=claim.ordinal,
-            messages_before=claim.messages_before,
-            last_message_id=claim.last_message_id,
-        )
-        allowance = self._admission.allowance(principal.tenant, heading.turn_id, admitted)
-        return Turn(self._ports, principal.tenant, heading, passage=passage, allowance=allowance)
 
     async def _repeated(self, tenant: TenantId, heading: Heading) -> Started | None:
         key = heading.idempotency_key

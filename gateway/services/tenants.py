@@ -230,7 +230,7 @@ class Tenants:
                 throttled(logger, f"unreadable:{name}", "tenant.unreadable", tenant=name, field=unreadable[name])
         self._enrolled, self._enrolled_by, self._unreadable = following, tables.plans, unreadable
         if self._metrics is not None:
-            self._metrics.know_tenants({name: known.tenant.personas for name, known in following.items()})
+            self._metrics.know_tenants({name: sorted(known.tenant.aliases) for name, known in following.items()})
             self._metrics.tenants_changed(Counter(known.source for known in following.values()), len(unreadable))
         if self.registry.replace({name: known.tenant for name, known in following.items()}):
             log_event(

@@ -255,11 +255,7 @@ class Turn(OwnedTurn):
                 self._tell_place()
                 await self._before_end(passage.wait())
                 self._sent_at_s = time.monotonic()
-            self._chat = await self._before_end(
-                self._ports.vendor.upstream.open_chat(
-                    self.heading.conversation_id, self.heading.message.content, self, key=passage.key
-                )
-            )
+            self._chat = await self._before_end(self._open(passage.key))
         except GatewayError as refused:
             passage.failed(refused, unsent=True)
             self._usage = UNUSED
@@ -271,6 +267,11 @@ class Turn(OwnedTurn):
             self._usage = UNUSED
         if self._over.done() and self._chat is not None:
             self._chat.cancel()  # a stop that fell between the two; no effect on an answer that ended by itself
+
+    def _open(self, key: KeyLabel) -> Coroutine[Any, Any, Chat]:
+        """Ask the vendor; what it answers comes to this as a ChatReceiver."""
+        heading = self.heading
+        return self._ports.vendor.upstream.open_chat(heading.conversation_id, heading.message.content, self, key=key)
 
     async def _before_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something, unless the turn is over before: then it is cancelled, and so it raises."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from gateway.core.conversation import ConversationId
+from gateway.core.conversation import Conversation, ConversationId
 from gateway.core.errors import Code, GatewayError
 from gateway.core.idempotency import checked_key
 from gateway.core.identity import Principal
@@ -85,12 +85,46 @@ class Turns:
         upstream_overloaded, turn_active, idempotency_mismatch, draining, store_unavailable.
         """
         received_s = time.monotonic()
+        self._check(message, idempotency_key, "message")
+        conversation = await self._conversations.of_turn(principal, conversation_id)
+        return await self._start(principal, conversation, message, idempotency_key, address, received_s, Turn)
+
+    async def run(
+        self,
+        principal: Principal,
+        conversation: Conversation,
+        message: str,
+        make: Callable[..., Turn],
+        *,
+        idempotency_key: str | None,
+        address: str,
+    ) -> Started:
+        """Set a turn going that asks something else, in a conversation that is made with it and is in no list.
+
+        ``make`` makes the turn as ``Turn`` does; ``message`` is what it is about, by which its tokens are estimated.
+        Otherwise as ``start``.
+        """
+        received_s = time.monotonic()
+        self._check(message, idempotency_key, "replacements")
+        return await self._start(principal, conversation, message, idempotency_key, address, received_s, make)
+
+    def _check(self, message: str, idempotency_key: str | None, field: str) -> None:
         if self._draining:
             raise GatewayError(Code.DRAINING, retry_after_s=1.0)
-        self.check(message)
+        self.check(message, field)
         if idempotency_key is not None:
             checked_key(idempotency_key)
-        conversation = await self._conversations.of_turn(principal, conversation_id)
+
+    async def _start(
+        self,
+        principal: Principal,
+        conversation: Conversation,
+        message: str,
+        idempotency_key: str | None,
+        address: str,
+        received_s: float,
+        make: Callable[..., Turn],
+    ) -> Started:
         started: Started = await asyncio.shield(
             self._spawn(
                 self._starts.begin(
@@ -99,6 +133,7 @@ class Turns:
                     message,
                     idempotency_key=idempotency_key,
                     address=address,
+                    make=make,
                     set_going=partial(self._set_going, principal),
                 )
             )
@@ -106,15 +141,15 @@ class Turns:
         self._metrics.gateway_added(time.monotonic() - received_s)
         return started
 
-    def check(self, message: str) -> None:
+    def check(self, message: str, field: str = "message") -> None:
         """Raise GatewayError(message_empty | message_too_long) for a message that ``start`` would not take."""
         if not message.strip():
-            raise GatewayError(Code.MESSAGE_EMPTY, field="message")
+            raise GatewayError(Code.MESSAGE_EMPTY, field=field)
         if len(message) > self._rules.message_max_chars:
             raise GatewayError(
                 Code.MESSAGE_TOO_LONG,
                 f"A message may have {self._rules.message_max_chars} characters at most.",
-                field="message",
+                field=field,
             )
 
     def find(self, turn_id: TurnId) -> OwnedTurn | None:

@@ -15,7 +15,11 @@ from gateway.store.redis import Argument, Keys, Redis, Script, fields, text
 
 ADD: Final = Script("add_conversation")
 PUT_FEEDBACK: Final = Script("put_feedback")
-HEAD_FIELDS: Final = ("owner", "persona", "status", "name", "created_at", "metadata", "unavailable", "active")
+CHANGE: Final = Script("change_conversation")
+HEAD_FIELDS: Final = (
+    *("owner", "persona", "status", "name", "created_at", "metadata", "unavailable", "active"),
+    *("inactive", "ai_system", "model"),
+)
 FEEDBACK_ATTEMPTS: Final = 8
 
 _message: Final = msgspec.json.Decoder(Message)
@@ -38,6 +42,9 @@ class RedisConversations:
             "created_at": conversation.created_at,
             "metadata": msgspec.json.encode(conversation.metadata),
             "unavailable": int(conversation.messages_unavailable),
+            "inactive": None if conversation.is_active else 1,
+            "ai_system": conversation.ai_system,
+            "model": conversation.model,
             "ordinal": sum(message.role == "user" for message in conversation.messages),
             "messages": len(conversation.messages),
             "last": next((m.message_id for m in reversed(conversation.messages) if m.message_id), None),
@@ -108,6 +115,18 @@ class RedisConversations:
                 return
         raise GatewayError(Code.STORE_UNAVAILABLE, "The message is being changed by too many writers.")
 
+    async def change(self, tenant: TenantId, conversation: Conversation) -> None:
+        values: dict[str, Argument | None] = {
+            "status": conversation.status,
+            "name": conversation.name,
+            "metadata": msgspec.json.encode(conversation.metadata),
+            "inactive": None if conversation.is_active else 1,
+        }
+        arguments: list[Argument] = []
+        for name, value in values.items():
+            arguments += (name, int(value is not None), "" if value is None else value)
+        await self._redis.run(CHANGE, (Keys(tenant).conversation(conversation.id),), arguments)
+
 
 def _conversation(conversation_id: ConversationId, values: dict[str, bytes]) -> Conversation:
     return Conversation(
@@ -121,6 +140,9 @@ def _conversation(conversation_id: ConversationId, values: dict[str, bytes]) -> 
         messages=[_message.decode(values[name]) for name in sorted(values) if name.startswith("m:")],
         messages_unavailable=values.get("unavailable") == b"1",
         active_turn_id=text(values.get("active")),
+        is_active="inactive" not in values,
+        ai_system=text(values.get("ai_system")),
+        model=text(values.get("model")),
     )
 
 

@@ -97,6 +97,7 @@ class RedisEventLog:
             *(int(heading.idempotency_key is not None), heading.body_hash, keys.prefix),
             *(self._lease_ms, self._live_ttl_s, self._idempotency_ttl_s, self._conversation_ttl_s),
             *(msgspec.json.encode(heading.message), self.worker, heading.persona, INBOX, keys.tenant),
+            int(heading.listed),
         )
 
     async def release(self, tenant: TenantId, heading: Heading) -> None:
@@ -111,7 +112,7 @@ class RedisEventLog:
                 keys.running(),
                 keys.charge(heading.turn_id),
             ),
-            (heading.turn_id,),
+            (heading.turn_id, int(heading.listed)),
         )
 
     async def restore(self, tenant: TenantId, heading: Heading, epoch: int) -> None:

@@ -13,6 +13,9 @@ from gateway.store.redis import Keys, Redis, Script, text
 
 DUE: Final = Script("due")
 SETTLE: Final = Script("settle", with_=("charges",))
+ADD: Final = Script("add_settlement", with_=("charges",))
+
+REPEAT_S: Final = 600  # a settlement that comes again within this is known
 
 _settlement: Final = msgspec.json.Decoder(Settlement)
 
@@ -41,6 +44,15 @@ class RedisLedger:
             SETTLE,
             (keys.turn(turn_id), keys.settlements(), keys.unsettled(), keys.charge(turn_id)),
             (turn_id, msgspec.json.encode(settlement), self._ttl_ms),
+        )
+        return bool(written)
+
+    async def add(self, tenant: TenantId, settlement: Settlement) -> bool:
+        keys, id_ = Keys(tenant), settlement.turn_id
+        written = await self._redis.run(
+            ADD,
+            (keys.used(id_), keys.settlements(), keys.charge(id_)),
+            (id_, msgspec.json.encode(settlement), self._ttl_ms, REPEAT_S),
         )
         return bool(written)
 

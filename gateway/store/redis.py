@@ -55,6 +55,9 @@ class Keys:
     def conversations(self, owner: str) -> str:
         return f"{self.prefix}convs:{owner}"
 
+    def prompt_run(self, run_id: str) -> str:
+        return f"{self.prefix}run:{run_id}"
+
     def log(self, turn_id: str) -> str:
         return f"{self.prefix}log:{turn_id}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ import httpx
 
 from gateway.core.conversation import ConversationId, Feedback, VendorConversation
 from gateway.core.errors import Code, GatewayError
+from gateway.core.identity import Model
 from gateway.core.turn import ChatReceiver
 from gateway.core.vendor_keys import KeyLabel
 from gateway.protocol.hyperleap import (
@@ -27,6 +28,7 @@ from gateway.protocol.hyperleap import (
     read_entry,
     refusal,
 )
+from gateway.protocol.hyperleap_requests import create_with_model
 from gateway.upstream.chat import HyperleapChat
 from gateway.upstream.clocks import Clocks
 from gateway.upstream.codes import told
@@ -80,17 +82,25 @@ class HyperleapClient:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def open_chat(
+    def open_chat(
         self, conversation_id: ConversationId, message: str, receiver: ChatReceiver, *, key: KeyLabel
+    ) -> Coroutine[Any, Any, HyperleapChat]:
+        return self.open_answer(
+            "PATCH", f"/conversations/{conversation_id}/chat-http2", encode_message(message), receiver, key
+        )
+
+    async def open_answer(
+        self, method: str, path: str, body: bytes, receiver: ChatReceiver, key: KeyLabel
     ) -> HyperleapChat:
+        """Send a request that is answered as ``chat-http2`` is, a path below the base URL; see ``open_chat``."""
         credential = self._keys.take(key)
         chat = HyperleapChat(receiver, self._clocks, partial(self._keys.answered, credential))
         try:
             stream = await self._pool.open_stream(
-                "PATCH",
-                f"{self._prefix}/conversations/{conversation_id}/chat-http2",
+                method,
+                self._prefix + path,
                 self._headers(credential),
-                encode_message(message),
+                body,
                 chat,
                 deadline_s=self._rules.queue_timeout_s,
                 keeps_nothing=True,
@@ -120,18 +130,39 @@ class HyperleapClient:
             metadata=metadata,
             external_user_id=external_user_id,
         )
-        return read_entry(decode_entry(await self._call("POST", "/conversations/persona", body, key)))
+        return read_entry(decode_entry(await self.call("POST", "/conversations/persona", body, key)))
+
+    async def create_with_model(
+        self,
+        *,
+        model: Model,
+        configuration: Mapping[str, Any] | None,
+        dataspaces: Sequence[str],
+        replacements: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        external_user_id: str,
+        key: KeyLabel,
+    ) -> VendorConversation:
+        path, body = create_with_model(
+            model=model,
+            configuration=configuration,
+            dataspaces=dataspaces,
+            replacements=replacements,
+            metadata=metadata,
+            external_user_id=external_user_id,
+        )
+        return read_entry(decode_entry(await self.call("POST", path, body, key)))
 
     async def score_message(
         self, conversation_id: ConversationId, message_id: str, feedback: Feedback, *, key: KeyLabel
     ) -> VendorConversation:
         body = encode_score(message_id, feedback)
         path = f"/conversations/{conversation_id}/set-score/{message_id}"
-        return read_entry(decode_entry(await self._call("PATCH", path, body, key)))
+        return read_entry(decode_entry(await self.call("PATCH", path, body, key)))
 
     async def read_conversation(self, conversation_id: ConversationId, *, key: KeyLabel) -> VendorConversation | None:
         try:
-            entry = decode_entry(await self._call("GET", f"/conversations/{conversation_id}", None, key))
+            entry = decode_entry(await self.call("GET", f"/conversations/{conversation_id}", None, key))
         except GatewayError as error:
             if error.vendor_status == 404:
                 return None
@@ -157,7 +188,8 @@ class HyperleapClient:
         self._chat_headers[credential.label] = credential, headers
         return headers
 
-    async def _call(self, method: str, path: str, body: bytes | None, key: KeyLabel) -> bytes:
+    async def call(self, method: str, path: str, body: bytes | None, key: KeyLabel) -> bytes:
+        """Make a call that is answered as a whole, of a path below the base URL; raises GatewayError."""
         credential = self._keys.take(key)
         headers = dict([self._rules.header(credential.secret)])
         if body is not None:

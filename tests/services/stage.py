@@ -17,8 +17,10 @@ from gateway.core.events import Append, Entry, EventId, Heading, MessageStarted,
 from gateway.core.gate import MINUTE_US
 from gateway.core.identity import (
     Disconnect,
+    Model,
     Persona,
     Principal,
+    Prompt,
     Tenant,
     TenantId,
     UserHash,
@@ -162,6 +164,22 @@ class PlayedVendor:
         self.created.append({"persona_id": persona_id, "replacements": dict(replacements)})
         return self.conversations[self.add(external_user_id, persona_id=persona_id, metadata=dict(metadata))]
 
+    async def create_with_model(
+        self,
+        *,
+        model: Model,
+        configuration: Mapping[str, Any] | None,
+        dataspaces: Sequence[str],
+        replacements: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        external_user_id: str,
+        key: KeyLabel,
+    ) -> VendorConversation:
+        await self._pass(key)
+        self.created.append({"model": model.name, "replacements": dict(replacements)})
+        entry = self.add(external_user_id, persona_id=None, metadata=dict(metadata), model=model.name)
+        return self.conversations[entry]
+
     async def open_chat(
         self, conversation_id: ConversationId, message: str, receiver: ChatReceiver, *, key: KeyLabel
     ) -> PlayedChat:
@@ -281,6 +299,7 @@ class Stage:
         gate_rules: GateRules | None = None,
         minute_us: int = MINUTE_US,
         queue_max: int = 1000,
+        prompts: Mapping[str, Prompt] | None = None,
     ) -> None:
         self.vendor = vendor or PlayedVendor()
         self.store = Redis(url, timeout_s=store_timeout_s, connections=4)
@@ -306,6 +325,7 @@ class Stage:
             },
             plan=plan or GENEROUS,
             disconnect=disconnect or Disconnect(),
+            prompts=prompts or {},
         )
         self.metrics = Metrics({self.tenant.id: list(self.tenant.personas)})
         # A vendor key is shared by all tenants: a stage has one to itself, unless its tests share it.

@@ -11,7 +11,7 @@ import pytest
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import TurnCompleted, TurnFailed, TurnStopped
-from gateway.core.identity import WorkerId
+from gateway.core.identity import Prompt, WorkerId
 from gateway.core.turn import StopReason, TurnId
 from gateway.services.key_gate import GateRules
 from gateway.services.rescue import RescueRules
@@ -70,6 +70,26 @@ async def test_rescue_completes_an_answer_that_the_vendor_finished_later(set_sta
     assert readings[0].names[0] == "turn.started"
     question, answer = await other.transcript(conversation)
     assert (question.content, answer.content, answer.state) == ("Hi", WHOLE, None)
+
+
+async def test_rescue_of_a_prompts_run_fails_it_without_asking_the_vendor(set_stage: SetStage, lost: Stage) -> None:
+    """The vendor keeps no copy of a run: its readers are told at once, and its tokens stay an estimate."""
+    other = beside(set_stage, lost, LONG, prompts={"default": Prompt(alias="default", prompt_id="p-1")})
+    conversation, turn = await lost.orphan("Hello")
+    keep(other, conversation, WHOLE)
+    ending = await (await other.read(turn)).ended()
+    assert isinstance(ending, TurnFailed)
+    assert (ending.error.code, ending.text) == (Code.WORKER_LOST, "Hello")
+
+    async def settled() -> bool:
+        await other.accounting.sweep(other.tenant)
+        return bool(await other.ledger.settled(other.tenant.id, None, 1))
+
+    async with asyncio.timeout(5):
+        while not await settled():
+            await asyncio.sleep(0.01)
+    ((_, settlement),) = await other.ledger.settled(other.tenant.id, None, 2)
+    assert (settlement.source, other.vendor.reads) == ("estimated", 0)
 
 
 async def test_rescue_goes_on_where_a_reader_ahead_of_the_log_stopped(set_stage: SetStage, lost: Stage) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -198,3 +199,19 @@ async def test_feedback_on_what_is_not_cached_writes_nothing(
     await conversations.put(tenant, record)
     await conversations.put_feedback(tenant, record.id, "another", Feedback("f", 1))
     assert await conversations.get(tenant, record.id) == record
+
+
+async def test_change_writes_what_is_cached_and_nothing_else(
+    conversations: RedisConversations, tenant: TenantId
+) -> None:
+    """Name, status, metadata and the switch change, null included; the transcript and what is not cached do not."""
+    record = conversation(name="a", status="Active", metadata={"a": 1}, messages=[Message("user", "Hi")], model="m-1")
+    await conversations.put(tenant, record)
+    changed = msgspec.structs.replace(record, name=None, status="Done", metadata={}, is_active=False)
+    await conversations.change(tenant, changed)
+    assert await conversations.get(tenant, record.id) == changed
+    await conversations.change(tenant, record)
+    assert await conversations.get(tenant, record.id) == record
+    absent = conversation()
+    await conversations.change(tenant, absent)
+    assert await conversations.head(tenant, absent.id) is None

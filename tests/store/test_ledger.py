@@ -81,6 +81,15 @@ async def test_finish_with_look_up_keeps_it_unsettled_until_it_is_settled(bench:
     assert await bench.store.call("EXISTS", bench.keys.unsettled()) == 0
 
 
+async def test_settlement_of_what_is_no_turn_is_written_once(bench: Bench) -> None:
+    """A settlement whose answer was lost is sent again, by itself or beside others: it counts once."""
+    ledger, settlement = ledger_of(bench.store), bench.settlement(TurnId("f" * 8 + "-0000-4000-8000-" + "f" * 12))
+    outcomes = await asyncio.gather(*(ledger.add(bench.tenant, settlement) for _ in range(10)))
+    assert outcomes == [True] + [False] * 9
+    assert not await ledger.add(bench.tenant, settlement)
+    assert await settled(bench) == [settlement]
+
+
 @pytest.mark.parametrize("look_up", [False, True])
 async def test_finish_resent_settles_once(bench: Bench, look_up: bool) -> None:
     """An ending whose answer was lost is sent again, also after the tokens have been settled: it counts once."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 
+import msgspec
 import pytest
 
-from gateway.core.events import Begun, Claim, Heading
+from gateway.core.conversation import ConversationId
+from gateway.core.events import Begun, Claim, Entry, Heading
 from gateway.core.identity import TenantId
 from gateway.core.limits import COMPLETION_UNKNOWN, Ask, Decision, Kind, Rule, Work
 from gateway.store.limiter import RedisLimiter
 from gateway.store.redis import Keys
 from tests.store.conftest import MakeBench
-from tests.store.log_bench import OWNER, Bench
+from tests.store.log_bench import COMPLETED, OWNER, QUESTION, Bench
 
 HOUR_US = 3_600_000_000  # slow enough for nothing to come back while a test runs
 
@@ -193,3 +196,44 @@ async def test_release_of_a_start_gives_back_claim_and_charge(bench: Bench) -> N
     fresh = await start(bench, bench.heading(key="k"), under)
     assert fresh.claim is not None
     assert (fresh.claim.outcome, fresh.claim.ordinal) == ("started", 1)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_start_of_what_is_in_no_list_makes_its_conversation(make_bench: MakeBench, at_once: bool) -> None:
+    """What only holds a prompt's run comes with its turn, is found by its id alone, and is there for another turn."""
+    bench = make_bench()
+    await bench.cache()
+    listed = await bench.conversations.list(bench.tenant, OWNER, None, 10)
+    bench.conversation = ConversationId(str(uuid.uuid4()))
+    question = msgspec.structs.replace(QUESTION, created_at="2026-01-02T03:04:05Z")
+    for ordinal in (1, 2):
+        heading = msgspec.structs.replace(bench.heading(), listed=False, message=question)
+        claim: Claim | None
+        if at_once:
+            claim = (await start(bench, heading, rules())).claim
+        else:
+            claim = await bench.log.claim(bench.tenant, heading)
+        assert claim is not None
+        assert (claim.outcome, claim.ordinal) == ("started", ordinal)
+        await bench.finish(heading.turn_id, Entry(2, COMPLETED))
+    record = await bench.cached()
+    assert (record.owner, record.persona, record.created_at) == (OWNER, "default", question.created_at)
+    assert await bench.conversations.list(bench.tenant, OWNER, None, 10) == listed
+    assert await bench.store.call("TTL", bench.keys.conversation(bench.conversation)) > 0
+
+
+async def test_start_of_what_is_in_no_list_leaves_nothing_where_it_is_refused_or_undone(make_bench: MakeBench) -> None:
+    """A limit's refusal makes no conversation, and a start that is undone takes its conversation with it."""
+    bench = make_bench()
+    heading = msgspec.structs.replace(bench.heading(), listed=False)
+    full = rules(1)
+    await RedisLimiter(bench.store).admit(bench.tenant, ask(bench.heading(), full))
+    before = await of_tenant(bench)
+    assert (await start(bench, heading, full)).claim is None
+    assert await written(bench, before) == set()
+    before = await of_tenant(bench)
+    begun = await start(bench, heading, rules(5)[:1])
+    assert begun.claim is not None
+    assert "conv" in await written(bench, before)
+    await bench.log.release(bench.tenant, heading)
+    assert "conv" not in await written(bench, before)

@@ -2,7 +2,8 @@
 -- KEYS: conversation, turn, log, idempotency record, owner's list of conversations, running turns,
 --       watchers of the conversation
 -- ARGV: turn id, conversation id, owner, idempotency key given (0/1), body hash, key prefix, lease ms, live ttl s,
---       idempotency ttl s, conversation ttl s, the user's message as JSON, worker, persona, inbox prefix, tenant
+--       idempotency ttl s, conversation ttl s, the user's message as JSON, worker, persona, inbox prefix, tenant,
+--       whether the conversation is in its owner's list; else this claim makes it where it is not there (0/1)
 -- What they return of a claim: {outcome, turn id, ordinal, messages before, last message id}; outcomes: started repeated
 -- mismatched busy orphaned unknown.
 
@@ -17,6 +18,7 @@ end
 -- The conversation as far as a claim needs it, and the claim that is refused because of it, if any.
 local function look(now_ms)
   local found = redis.call('HMGET', KEYS[1], 'owner', 'active', 'last', 'ordinal', 'messages', 'persona')
+  if not found[1] and ARGV[16] == '0' then return found end
   -- A turn is admitted under the limits of the persona that its asker thinks the conversation has.
   if found[1] ~= ARGV[3] or found[6] ~= ARGV[13] then return found, {'unknown', '', 0, 0, ''} end
   local active = found[2]
@@ -32,11 +34,17 @@ local function begin(conversation, now_ms)
   local last = conversation[3] or ''
   local ordinal, before = tonumber(conversation[4] or '0') + 1, tonumber(conversation[5] or '0')
   local lease = now_ms + tonumber(ARGV[7])
+  if ARGV[16] == '1' then
+    redis.call('ZADD', KEYS[5], now_ms, conversation_id)
+    redis.call('EXPIRE', KEYS[5], ARGV[10])
+  else
+    redis.call('HSET', KEYS[1], 'owner', owner, 'persona', ARGV[13])
+    local asked_at = cjson.decode(ARGV[11]).created_at
+    if asked_at then redis.call('HSET', KEYS[1], 'created_at', asked_at) end
+  end
   redis.call('HSET', KEYS[1], string.format('m:%06d', before), ARGV[11], 'active', turn_id, 'ordinal', ordinal,
     'messages', before + 1)
   redis.call('EXPIRE', KEYS[1], ARGV[10])
-  redis.call('ZADD', KEYS[5], now_ms, conversation_id)
-  redis.call('EXPIRE', KEYS[5], ARGV[10])
   redis.call('HSET', KEYS[2], 'conversation', conversation_id, 'owner', owner, 'persona', ARGV[13], 'state', 'running',
     'epoch', 1, 'worker', worker, 'lease', lease, 'before', before, 'last', last)
   redis.call('EXPIRE', KEYS[2], ARGV[8])
