@@ -18,6 +18,7 @@ from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
 from gateway.services.answers import Answers
 from gateway.services.auth import Auth
+from gateway.services.changes import Changes
 from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
 from gateway.services.desk import Desk
@@ -27,12 +28,16 @@ from gateway.services.holdings import Holdings
 from gateway.services.issuers import Issuers
 from gateway.services.journal import Journal
 from gateway.services.key_gate import GateRules
+from gateway.services.key_holders import KeyHolders
 from gateway.services.key_sets import KeySets
 from gateway.services.keys import ApiKeys
+from gateway.services.moderations import Moderations
 from gateway.services.owned_turn import TurnPorts, TurnRules
 from gateway.services.peers import Peers
+from gateway.services.prompt_runs import PromptRuns
 from gateway.services.recovery import Recovery
 from gateway.services.registry import Registry
+from gateway.services.reports import Reports
 from gateway.services.rescue import RescueRules
 from gateway.services.revocations import Revocations
 from gateway.services.roster import Roster
@@ -59,6 +64,7 @@ from gateway.store.habits import RedisHabits
 from gateway.store.inbox import Inbox
 from gateway.store.ledger import RedisLedger
 from gateway.store.limiter import RedisLimiter
+from gateway.store.prompt_runs import RedisPromptRuns
 from gateway.store.redis import Redis
 from gateway.store.revocations import RedisRevocations
 from gateway.store.tenants import RedisKeys, RedisTenants
@@ -67,6 +73,11 @@ from gateway.store.uses import RedisUses
 from gateway.telemetry.metrics import Metrics
 from gateway.transports import admin, conversations, docs, middleware, ops, page, tickets, turns, websocket
 from gateway.transports.edge import EDGE, Edge, EdgeRules
+from gateway.transports.hyperleap import chats as hyperleap_chats
+from gateway.transports.hyperleap import conversations as hyperleap_conversations
+from gateway.transports.hyperleap import door as hyperleap_door
+from gateway.transports.hyperleap import judgements as hyperleap_judgements
+from gateway.transports.hyperleap.door import Services as HyperleapServices
 from gateway.transports.openai import chat, models, responses
 from gateway.transports.openai import door as openai_door
 from gateway.upstream.client import HyperleapClient
@@ -74,6 +85,7 @@ from gateway.upstream.key_files import KeyFiles
 from gateway.upstream.key_sets import HttpKeySets
 from gateway.upstream.keyring import KeyRing
 from gateway.upstream.observer import KeyObserver, UpstreamObserver
+from gateway.upstream.operations import HyperleapOperations
 from gateway.upstream.pool import PoolSettings
 from gateway.upstream.rules import UpstreamRules
 
@@ -99,6 +111,7 @@ class Gateway:
     key_set_source: HttpKeySets
     conversations: Conversations
     creations: Creations
+    moderations: Moderations
     turns: Turns
     following: Following
     watches: Watches
@@ -150,6 +163,7 @@ class Gateway:
             await self.tenants_file.aclose()
         await self.tenants.aclose()
         await self.creations.aclose()
+        await self.moderations.aclose()
         await self.gate.aclose()
         await self.holdings.aclose()
         await self.sweeper.aclose()
@@ -168,7 +182,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     """Build a worker. Opens no connection; raises SettingsError, ValueError or OSError for what cannot work."""
     fixed = settings.tenant_tables()
     metrics = Metrics(
-        {name: list(tenant.personas) for name, tenant in fixed.tenants.items()},
+        {name: [*tenant.personas, *tenant.models, *tenant.prompts] for name, tenant in fixed.tenants.items()},
         personas_max=settings.server.metrics_personas_max,
     )
     redis = Redis(
@@ -283,6 +297,17 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         metrics=metrics,
         rules=_edge_rules(settings),
     )
+    operations, runs = HyperleapOperations(upstream), RedisPromptRuns(redis, ttl_s=rules.conversation_ttl_s)
+    moderations = Moderations(
+        *(vendor, operations, admission, holdings, ledger, metrics), text_max_chars=rules.message_max_chars
+    )
+    hyperleap_services = HyperleapServices(
+        holders=KeyHolders(sessions, store, runs, vendor, admission, pepper=secrets.pepper),
+        changes=Changes(owned, store, vendor, operations, admission),
+        moderations=moderations,
+        prompt_runs=PromptRuns(turns_service, runs, vendor, operations, admission),
+        reports=Reports(vendor, operations, store, runs, admission),
+    )
     turns_service.revoked = auth.covers
     for on_change in (revocations.on_change, registry.on_change):
         on_change += [edge.end_lost, turns_service.stop_revoked]
@@ -299,6 +324,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         key_set_source=key_set_source,
         conversations=owned,
         creations=creations,
+        moderations=moderations,
         turns=turns_service,
         following=following,
         watches=watches,
@@ -313,7 +339,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         hearer=Peers(roster, following, watches),
         metrics=metrics,
         edge=edge,
-        public=public_app(edge, with_page=settings.server.page),
+        public=public_app(edge, hyperleap_services, with_page=settings.server.page),
         internal=web.Application(),
         worker_id=worker,
     )
@@ -330,18 +356,24 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     return gateway
 
 
-def public_app(edge: Edge, *, with_page: bool) -> web.Application:
+def public_app(edge: Edge, hyperleap_services: HyperleapServices, *, with_page: bool) -> web.Application:
     """Build the public application: every door, with the same middleware around all."""
     app = web.Application(
         middlewares=[middleware.observe, middleware.refuse], client_max_size=edge.rules.body_max_bytes
     )
     app[EDGE] = edge
     app.on_response_prepare.append(middleware.prepare)
-    app[middleware.REFUSALS] = ((openai_door.PATHS, openai_door.refusal),)
+    app[hyperleap_door.SERVICES] = hyperleap_services
+    app[middleware.REFUSALS] = (
+        (openai_door.PATHS, openai_door.refusal),
+        (hyperleap_door.PATHS, hyperleap_door.refusal),
+    )
     for door in (conversations, turns, tickets, websocket, chat, responses, models, docs):
         app.add_routes(door.routes)
     if with_page:
         app.add_routes(page.routes)
+    for room in (hyperleap_chats, hyperleap_conversations, hyperleap_judgements):
+        app.add_routes(room.routes())
     edge.metrics.know_routes(resource.canonical for resource in app.router.resources())
     return app
 

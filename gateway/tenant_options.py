@@ -158,7 +158,8 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
     timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
     doors: Annotated[
-        tuple[Door, ...], doc("By which of `sse` and `websocket` answers may be followed; HTTP calls need none")
+        tuple[Door, ...],
+        doc("Which are open of `sse`, `websocket` (native answers) and `hyperleap`, see [doors](tenants.md#doors)"),
     ] = DOORS
     limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
@@ -210,7 +211,8 @@ class DefaultTenantSettings(Section, frozen=True, kw_only=True):
     replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
     timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
     doors: Annotated[
-        tuple[Door, ...], doc("By which of `sse` and `websocket` answers may be followed; HTTP calls need none")
+        tuple[Door, ...],
+        doc("Which are open of `sse`, `websocket` (native answers) and `hyperleap`, see [doors](tenants.md#doors)"),
     ] = DOORS
     limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()

@@ -29,6 +29,7 @@ from tests.spills import Spills
 from tests.strays import strays
 
 PERSONA_ID = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
+OTHER_PERSONA_ID = "0c5fdd25-6fd5-4dbb-b6a4-0a8b2ab9d3a7"
 VENDOR_KEY = "vendor-key-that-must-never-leave-the-gateway"
 SECRETS = SecretKeys(pepper=b"pepper-of-the-tests-32-bytes-long", signing_key=b"signing-key-of-the-tests-32-bytes")
 

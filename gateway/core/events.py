@@ -76,6 +76,10 @@ class TurnError(msgspec.Struct, frozen=True, omit_defaults=True):
     vendor_status: int | None = None
     retry_after_s: float | None = None
 
+    def refusal(self) -> GatewayError:
+        """Return the error of a turn as one that a request can be refused with."""
+        return GatewayError(self.code, self.detail, retry_after_s=self.retry_after_s, vendor_status=self.vendor_status)
+
 
 class TurnCompleted(msgspec.Struct, frozen=True):
     name: ClassVar[str] = "turn.completed"

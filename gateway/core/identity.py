@@ -16,7 +16,9 @@ TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
 UserHash = NewType("UserHash", str)  # keyed hash of a user id: the only form that reaches Redis, logs or the vendor
 WorkerId = NewType("WorkerId", str)  # one process of the gateway; never used again by another
-Door = Literal["sse", "websocket"]  # by which a tenant's users may follow answers; HTTP calls need none
+# By which a tenant's users may come in: the native door's two ways to follow answers, whose other calls need none, and
+# the doors of other dialects as a whole.
+Door = Literal["sse", "websocket", "hyperleap"]
 
 TENANT_ID = re.compile(r"[a-z0-9-]{1,32}")
 ALIAS = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -2,7 +2,8 @@
 
 For doors whose clients know no events but read a status. Up to the first item nothing is sent, so what fails before is
 an error's answer like any other; from then on a reader is written to as in ``sse``. The ending is not written but kept,
-for the door to do what must be done before a client has its whole answer. A stream without an encoder is held whole.
+with what came along with it, for the door to do what must be done before a client has its whole answer. A stream
+without an encoder is held whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gateway.core.events import (
     ENDING_STATE,
     Ending,
     Entry,
+    Event,
     MessageCitations,
     TextDelta,
     TurnCompleted,
@@ -41,9 +43,22 @@ UNDECIDED: Final = frozenset({TurnStarted, TurnQueued})  # come before Hyperleap
 
 
 class HeldStream:
-    """A Sink over one HTTP response; a connection that can be ended. ``deliver``, then ``finish`` if it has begun."""
+    """A Sink over one HTTP response; a connection that can be ended. ``deliver``, then ``finish`` or ``cut`` it."""
 
-    def __init__(self, request: web.Request, encoder: Encoder | None, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        request: web.Request,
+        encoder: Encoder | None,
+        headers: Mapping[str, str],
+        *,
+        door: Door | None,
+        transport: str = "sse",
+        keepalive: bytes = KEEPALIVE,
+    ) -> None:
+        """``transport`` is by which readers are counted, ``keepalive`` what is written while nothing is said.
+
+        That is no bytes where whatever is written means something; ``door`` is the one whose closing ends the stream.
+        """
         self._request = request
         self._edge = request.app[EDGE]
         self._encoder = encoder
@@ -56,13 +71,15 @@ class HeldStream:
         self._cut_off: asyncio.TimerHandle | None = None
         self._written_at_s = 0.0
         self._lost: GatewayError | None = None
+        self._name = transport
+        self._comment = keepalive
         self.begun = False
-        self.ending: Entry | None = None
-        self.citations: list[dict[str, Any]] = []
+        self.last: Sequence[Entry] = ()  # of them the last is the ending
+        self.events: list[Event] = []  # before the ending, without the text, which the ending has whole
         self.position = 0
         self.principal = request[PRINCIPAL]
         self.origin = origin_of(request)
-        self.door: Door | None = "sse" if encoder is not None else None
+        self.door = door
         self.response = web.StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
@@ -89,25 +106,41 @@ class HeldStream:
         finally:
             self._edge.open.discard(self)
             if self.begun:
-                self._edge.metrics.stream_closed("sse")
-            if self._keepalive is not None:
-                self._keepalive.cancel()
-        if self.ending is None:
+                self._close()
+        if not self.last:
             raise AssertionError("a log was delivered to its end without an ending")
-        ending = self.ending.event
+        ending = self.last[-1].event
         assert isinstance(ending, TurnCompleted | TurnStopped | TurnFailed)
         return ending
 
+    @property
+    def citations(self) -> list[dict[str, Any]]:
+        return [one for event in self.events if type(event) is MessageCitations for one in event.citations]
+
     async def finish(self, data: bytes) -> web.StreamResponse:
-        """Write the last of a stream that has begun, and end it."""
+        """Write the last of a stream, and end it."""
+        if not self.begun:
+            await self._begin()
+            self._close()
         self._write(data)
         await self.response.write_eof()
         if self._cut_off is not None:
             self._cut_off.cancel()
         return self.response
 
-    async def begin(self) -> None:
-        """Send the headers, and what was held; done by ``deliver`` unless there was nothing to send."""
+    def cut(self, data: bytes) -> web.StreamResponse:
+        """Write the last of a stream that has begun, and leave its body without an end: no client takes it for whole.
+
+        What was written still arrives, if the client takes it in before a reader that lags would be let go.
+        """
+        self._write(data)
+        self._transport.close()
+        if self._cut_off is None:
+            self._cut_off = self._loop.call_later(self._edge.rules.reader_lag_s, self._transport.abort)
+        return self.response
+
+    async def _begin(self) -> None:
+        """Send the headers, and what was held."""
         if self._chunked:
             self.response.enable_chunked_encoding()
         await self.response.prepare(self._request)
@@ -116,12 +149,19 @@ class HeldStream:
             raise ConnectionResetError("client left before the stream began")
         self._transport: asyncio.WriteTransport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        self._edge.metrics.stream_opened("sse")
+        self._edge.metrics.stream_opened(self._name)
         self.begun = True
-        self._keepalive = self._loop.call_later(self._edge.rules.keepalive_s, self._keep_alive)
+        if self._comment:
+            self._keepalive = self._loop.call_later(self._edge.rules.keepalive_s, self._keep_alive)
         assert self._encoder is not None
         held, self._held = self._held, []
         self._write(b"".join([self._encoder(entries) for entries in held]))
+
+    def _close(self) -> None:
+        """Count the stream no longer, and keep it alive no longer: only its last is still to be written."""
+        self._edge.metrics.stream_closed(self._name)
+        if self._keepalive is not None:
+            self._keepalive.cancel()
 
     # --- Sink ----------------------------------------------------------------------------------------------------
 
@@ -129,14 +169,20 @@ class HeldStream:
         entries = batch.entries
         self.position = entries[-1].position
         if len(entries) > 1 or type(entries[0].event) is not TextDelta:
-            entries = self._take(entries)
+            self._note(entries)
         encoder = self._encoder
         if encoder is None:
             return True
         if not self.begun:
-            self._held.append(entries)
-            self._decided = self._decided or any(type(entry.event) not in UNDECIDED for entry in batch.entries)
+            said = entries
+            if self.last:
+                said = entries[:-1]
+            else:
+                self._held.append(entries)
+            self._decided = self._decided or any(type(entry.event) not in UNDECIDED for entry in said)
             return not self._decided
+        if self.last:
+            return True
         transport = self._transport
         if transport.is_closing():
             return True  # the handler is about to be cancelled
@@ -152,9 +198,9 @@ class HeldStream:
 
     async def drain(self) -> None:
         if not self.begun:
-            if not self._decided or (self.ending is not None and not self._says_anything()):
+            if not self._decided:
                 return
-            await self.begin()
+            await self._begin()
         try:
             async with asyncio.timeout(self._edge.rules.reader_lag_s):
                 await self._request.writer.drain()
@@ -164,19 +210,11 @@ class HeldStream:
         if self._transport.is_closing():
             raise ConnectionResetError("client left")
 
-    def _take(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """Keep what is told at the end, and return what is told before."""
-        for entry in entries:
-            if type(entry.event) is MessageCitations:
-                self.citations += entry.event.citations
+    def _note(self, entries: Sequence[Entry]) -> None:
+        """Keep what is told at the end."""
         if type(entries[-1].event) in ENDING_STATE:
-            self.ending = entries[-1]
-            return entries[:-1]
-        return entries
-
-    def _says_anything(self) -> bool:
-        """Whether anything of an answer that has ended is held, so that its ending is told on a stream."""
-        return any(type(entry.event) not in UNDECIDED for entries in self._held for entry in entries)
+            self.last, entries = entries, entries[:-1]
+        self.events += [entry.event for entry in entries if type(entry.event) is not TextDelta]
 
     def _write(self, data: bytes) -> None:
         if data and not self._transport.is_closing():
@@ -185,8 +223,8 @@ class HeldStream:
 
     def _let_go(self) -> None:
         """Cut off a reader that lags more than allowed."""
-        self._edge.metrics.reader_lagged("sse")
-        log_event(logger, logging.INFO, "reader.lagged", transport="sse")
+        self._edge.metrics.reader_lagged(self._name)
+        log_event(logger, logging.INFO, "reader.lagged", transport=self._name)
         self._transport.abort()
 
     def _keep_alive(self) -> None:
@@ -195,7 +233,7 @@ class HeldStream:
         if idle_s >= period_s:
             # Not to a reader that is behind: its connection is alive, and comments would only pile up.
             if self._transport.get_write_buffer_size() == 0:
-                self._write(KEEPALIVE)
+                self._write(self._comment)
             idle_s = 0.0
         self._keepalive = self._loop.call_later(max(period_s - idle_s, 0.001), self._keep_alive)
 

@@ -46,7 +46,8 @@ OPENAI_HEADERS: Final = ", ".join(  # what OpenAI's own client sends from a page
     )
 )
 REQUEST_HEADERS: Final = (
-    "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, x-request-id, " + OPENAI_HEADERS
+    "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, x-hl-api-key, x-request-id, "
+    + OPENAI_HEADERS
 )
 EXPOSED: Final = (
     "location, preference-applied, retry-after, traceparent, x-conversation-id, x-request-id, x-should-retry, "

@@ -24,7 +24,7 @@ from gateway.protocol.native import Command
 from gateway.store.event_log import CLAIM
 from gateway.store.redis import Redis
 from gateway.telemetry.logging import REQUEST_ID
-from tests.conftest import PERSONA_ID, TENANT_TOML, Running, StartGateway
+from tests.conftest import OTHER_PERSONA_ID, PERSONA_ID, TENANT_TOML, Running, StartGateway
 from tests.transports.client import Client, Event, Socket, eventually
 from tests.transports.conftest import SignIn
 
@@ -60,9 +60,85 @@ ASYNC: Final = {"Prefer": "respond-async"}
 SCORE: Final = {"score": 1}
 REFERENCE: Final = {"type": "item_reference", "id": "msg_{turn}"}
 ASKED: Final = {"model": "{persona}", "input": HI["message"]}
+PROMPT_ID: Final = "7c0d7c8e-1111-4d53-9a52-0d1d6a7f0001"
+PROMPT: Final = {"promptId": PROMPT_ID, "replacements": {"topic": HI["message"]}}
+MORE_TOML: Final = """
+[tenants.{tenant}.prompts.summary]
+prompt_id = "{prompt}"
+replacements = ["topic"]
+"""
 
 # Every route of the public port: how something of another's could be asked for, or why nothing could.
 ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
+    # An idempotency key leads nobody to another's: tests/transports/test_hyperleap_access.py.
+    ("POST", "/hyperleap/{base}conversations/persona"): "a persona is its tenant's",
+    ("POST", "/hyperleap/{base}conversations"): "a model is its tenant's",
+    ("GET", "/hyperleap/{base}conversations"): (
+        Attempt("/hyperleap/api/conversations?continuationToken={page}", 200, of_user=True),
+    ),
+    ("GET", "/hyperleap/{base}conversations/persona/{persona_id}"): (
+        Attempt("/hyperleap/conversations/persona/{persona_id}?continuationToken={page}", 200, of_user=True),
+    ),
+    ("GET", "/hyperleap/{base}conversations/user/{user}"): (
+        Attempt("/hyperleap/conversations/user/{external}", 200, of_user=True),
+    ),
+    ("GET", "/hyperleap/{base}conversations/{conversation_id}"): (
+        _at("/hyperleap/conversations/{conversation}", 200),
+        _at("/hyperleap/app/conversations/{busy}", 200),
+    ),
+    **{
+        ("PATCH", f"/hyperleap/{{base}}conversations/{{conversation_id}}/{form}"): (
+            Attempt(f"/hyperleap/conversations/{{conversation}}/{form}", 200, HI),
+            Attempt(f"/hyperleap/conversations/{{busy}}/{form}", 409, HI),
+        )
+        for form in ("chat-http2", "continue", "chat-sse", "continue-sse", "chat")
+    },
+    ("PATCH", "/hyperleap/{base}conversations/{conversation_id}/continue-sync"): (
+        Attempt("/hyperleap/conversations/{conversation}/continue-sync", 200, HI, {"Idempotency-Key": "{key}"}),
+        Attempt(
+            "/hyperleap/conversations/{own_conversation}/continue-sync",
+            200,
+            HI,
+            {"Idempotency-Key": "{key}"},
+            begins=True,
+        ),
+    ),
+    **{
+        ("PATCH", f"/hyperleap/{{base}}conversations/{{conversation_id}}/{change}"): (
+            Attempt(f"/hyperleap/conversations/{{conversation}}/{change}", 200, {}),
+        )
+        for change in ("set-active", "set-metadata", "set-conversation-name", "set-conversation-status", "set-score")
+    },
+    ("PATCH", "/hyperleap/{base}conversations/{conversation_id}/set-score/{message_id}"): (
+        Attempt("/hyperleap/conversations/{conversation}/set-score/{message}", 200, SCORE),
+        Attempt("/hyperleap/conversations/{own_conversation}/set-score/{message}", None, SCORE),
+        Attempt("/hyperleap/conversations/{conversation}/set-score/{own_message}", None, SCORE),
+    ),
+    **{
+        ("POST", f"/hyperleap/{{base}}{path}"): "a prompt is its tenant's"
+        for path in (
+            *("prompt-runs/run-sync", "prompt-runs/async", "prompt-runs/run-sse"),
+            *("prompt-runs/run", "prompt-runs", "prompts"),
+        )
+    },
+    ("PATCH", "/hyperleap/{base}prompt-runs/{run_id}/set-score"): (
+        Attempt("/hyperleap/prompt-runs/{run}/set-score", 200, SCORE),
+    ),
+    ("POST", "/hyperleap/{base}moderations"): "names nothing",
+    # What follows takes a tenant's secret key alone: tests/transports/test_hyperleap_reports.py.
+    **{
+        ("POST", f"/hyperleap/{{base}}{path}"): (
+            Attempt(f"/hyperleap/{path}", None, {"conversationId": "{conversation}", "promptRunId": "{run}"}),
+        )
+        for path in (
+            *("audit/conversations", "audit/prompt-runs"),
+            *("feedback-report/conversations", "feedback-report/prompt-runs"),
+        )
+    },
+    ("GET", "/hyperleap/{base}audit/prompt-run/{run_id}"): (_at("/hyperleap/audit/prompt-run/{run}", None),),
+    ("GET", "/hyperleap/{base}audit/conversation-run/{run_id}"): (
+        _at("/hyperleap/audit/conversation-run/{run}", None),
+    ),
     ("POST", "/v1/sessions"): (Attempt("/v1/sessions", None, {"visitor_id": "{visitor}"}),),
     ("POST", "/v1/conversations"): (
         Attempt("/v1/conversations", 201, {"persona": "{persona}"}, {"Idempotency-Key": "{key}"}, of_user=True),
@@ -230,7 +306,12 @@ class Asker:
         """Get a conversation with a finished turn."""
         conversation = await self.client.conversation(persona=self.persona)
         ending = (await self.client.complete(conversation, HI["message"]))[-1]
-        self.own = {"own_turn": ending.turn_id, "own_message": ending.data["message_id"], "persona": self.persona}
+        self.own = {"own_turn": ending.turn_id, "own_message": ending.data["message_id"]} | self.named
+
+    @property
+    def named(self) -> Things:
+        """What he calls the persona that he may talk to."""
+        return {"persona": self.persona, "persona_id": PERSONA_ID if self.persona == "default" else OTHER_PERSONA_ID}
 
 
 @dataclass(slots=True)
@@ -248,7 +329,7 @@ class House:
     async def things_of(self, asker: Asker, things: Things) -> Things:
         """Add the asker's own to things; the conversation is fresh, for it may be used once only."""
         fresh = await asker.client.conversation(persona=asker.persona) if asker.own else str(uuid.uuid4())
-        nothing = {"own_turn": str(uuid.uuid4()), "own_message": str(uuid.uuid4()), "persona": asker.persona}
+        nothing = {"own_turn": str(uuid.uuid4()), "own_message": str(uuid.uuid4()), **asker.named}
         return {**things, **nothing, **asker.own, "own_conversation": fresh}
 
     def nobodys(self) -> Things:
@@ -331,7 +412,10 @@ async def same(what: str, ask: Callable[[Things], Awaitable[Outcome | None]], ho
 async def house(start_gateway: StartGateway, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch) -> House:
     """Limits that nobody reaches are told on every answer that asked for them, and with that, that it did."""
     first, second = (f"t-{uuid.uuid4().hex[:12]}" for _ in range(2))
-    toml = "".join(TENANT_TOML.format(tenant=tenant, persona=PERSONA_ID) for tenant in (first, second))
+    toml = "".join(
+        TENANT_TOML.format(tenant=tenant, persona=PERSONA_ID) + MORE_TOML.format(tenant=tenant, prompt=PROMPT_ID)
+        for tenant in (first, second)
+    )
     running = await start_gateway(toml=toml.replace("requests_per_min = 0", "requests_per_min = 50_000"))
     keys = running.gateway.auth.keys
     secret = (await keys.mint(TenantId(second), KeyKind.SECRET, "tests")).key
@@ -376,12 +460,17 @@ async def house(start_gateway: StartGateway, sign_in: SignIn, monkeypatch: pytes
     askers += [
         Asker("the owner's ticket for elsewhere", Client(running, {}), ticket=for_elsewhere),
         Asker("another user's ticket for there", Client(running, {}), ticket=for_there),
+        Asker(
+            "the tenant's own site",
+            Client(running, {"Authorization": f"Bearer {running.publishable_key}", "Origin": ORIGIN}),
+        ),
         Asker("another tenant's site", Client(running, {"Authorization": f"Bearer {site}", "Origin": ORIGIN})),
     ]
     client, key = owner.client, "key-of-the-owner"
     created = await client.call("POST", "/v1/conversations", {"persona": "default"}, Idempotency_Key=key)
     conversation, busy = created.body["id"], await client.conversation()
     ending = await finished(client, conversation, key)
+    ran = await client.call("POST", "/hyperleap/prompt-runs/run-sync", PROMPT)
     page = (await client.call("GET", "/v1/conversations?limit=1")).body["next_cursor"]
     assert page is not None
     things = {
@@ -393,6 +482,8 @@ async def house(start_gateway: StartGateway, sign_in: SignIn, monkeypatch: pytes
         "key": key,
         "page": page,
         "visitor": visitor["visitor_id"],
+        "run": ran.body["runId"],
+        "external": f"{first}:{running.gateway.auth.user_hash(TenantId(first), 'owner')}",
     }
     nobodys = running.gateway.auth.tokens.visitor_id(TenantId(f"t-{uuid.uuid4().hex[:12]}"), f"anon-{uuid.uuid4()}")
     return House(running, StoreSpy(running.gateway.redis, monkeypatch), owner, askers, things, nobodys)

@@ -89,10 +89,7 @@ def failure(ending: Ending) -> GatewayError | None:
     """Return the error that an ending is; None for a whole answer, and for one cut short on purpose."""
     match ending:
         case TurnFailed():
-            error = ending.error
-            return GatewayError(
-                error.code, error.detail, retry_after_s=error.retry_after_s, vendor_status=error.vendor_status
-            )
+            return ending.error.refusal()
         case TurnStopped():
             code = STOPPED.get(ending.reason)
             return GatewayError(code) if code is not None else None

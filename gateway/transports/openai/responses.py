@@ -112,7 +112,7 @@ async def cancel(request: web.Request) -> web.Response:
         assert subscription is not None, "only a cursor can be at the ending"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CANCEL_S):
-                stream = HeldStream(request, None, {})
+                stream = HeldStream(request, None, {}, door=None)
                 ending = await stream.deliver(subscription)
                 found = found._replace(ending=ending, citations=stream.citations)
     return answer(_response(found).body(found.ending, found.citations))

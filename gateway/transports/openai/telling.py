@@ -57,7 +57,7 @@ async def tell(
     edge = request.app[EDGE]
     subscription = await edge.subscriptions.open(principal, begun.turn_id, None)
     assert subscription is not None, "only a cursor can be at the ending"
-    stream = HeldStream(request, words if streamed else None, turn_headers(begun))
+    stream = HeldStream(request, words if streamed else None, turn_headers(begun), door="sse" if streamed else None)
     try:
         ending = await stream.deliver(subscription)
         error = failure(ending)
@@ -67,12 +67,10 @@ async def tell(
             await remember(ending)
         if not streamed:
             return answer(words.whole(ending, stream.citations), turn_headers(begun))
-        if not stream.begun:
-            await stream.begin()
         if error is not None:
             edge.metrics.error_sent(error.code)
-        assert stream.ending is not None
-        last = words.last(stream.ending, stream.citations)
+        *before, end = stream.last
+        last = words(before) + words.last(end, stream.citations)
     except ConnectionError:
         raise
     except Exception as raised:
