@@ -31,6 +31,7 @@ from tests.bench.survival.field import Load
 from tests.bench.survival.strikes import STRIKES
 
 T = TypeVar("T")
+Through = Literal["sse", "ws", "hyperleap"]  # the routes by which turns go through the gateway
 
 
 @click.group()
@@ -42,7 +43,8 @@ def main() -> None:
 @click.option("--streams", type=click.IntRange(1, 5000), default=200, show_default=True)
 @click.option("--rate", type=click.FloatRange(0.1, 1000), default=20.0, show_default=True, help="Events a second each.")
 @click.option("--events-per-turn", type=click.IntRange(1, 100_000), help="Short turns over and over [one long turn].")
-@click.option("--transport", type=click.Choice(["sse", "ws"]), default="sse", show_default=True)
+@click.option("--transport", type=click.Choice(["sse", "ws"]), default="sse", show_default=True, help="Native.")
+@click.option("--door", type=click.Choice(["native", "hyperleap"]), default="native", show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.5, 120), default=10.0, show_default=True, help="Of each window.")
 @click.option("--rounds", type=click.IntRange(1, 20), default=2, show_default=True, help="Direct, gateway, direct, …")
 @click.option("--h2c", is_flag=True, help="No TLS between simulator and gateway.")
@@ -57,6 +59,7 @@ def turn(
     rate: float,
     events_per_turn: int | None,
     transport: Literal["sse", "ws"],
+    door: Literal["native", "hyperleap"],
     seconds: float,
     rounds: int,
     h2c: bool,
@@ -66,11 +69,12 @@ def turn(
 ) -> None:
     """Stream turns to many clients at once and tell what that costs."""
     work = Work(streams=streams, rate_per_s=rate, events_per_turn=events_per_turn, seconds=seconds)
+    route: Through = transport if door == "native" else door
     _raise_open_files()
     try:
         with asyncio.Runner() as runner:
             report = runner.run(
-                _until_terminated(_run(work, transport, rounds, h2c=h2c, baseline=baseline, profile_path=profile_path))
+                _until_terminated(_run(work, route, rounds, h2c=h2c, baseline=baseline, profile_path=profile_path))
             )
     except (ProcessDied, FileNotFoundError, ValueError) as error:
         raise click.ClickException(str(error)) from None
@@ -225,7 +229,7 @@ def survive(turns: int, stops: int, faults: tuple[str, ...], json_path: Path | N
 
 
 async def _run(
-    work: Work, transport: Literal["sse", "ws"], rounds: int, *, h2c: bool, baseline: bool, profile_path: Path | None
+    work: Work, transport: Through, rounds: int, *, h2c: bool, baseline: bool, profile_path: Path | None
 ) -> Report:
     async with running(rate_per_s=work.rate_per_s, h2c=h2c, baseline=baseline) as stack:
         profile = profiler.command(stack.gateway.pid, work.seconds, profile_path) if profile_path is not None else None

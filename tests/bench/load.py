@@ -68,7 +68,7 @@ class Load:
                 await self._open_direct()
             case "relay" | "openai" | "relay-ws":
                 self._open_relay()
-            case "sse" | "ws":
+            case "sse" | "ws" | "hyperleap":
                 await self._open_gateway()
 
     async def start(self) -> None:
@@ -172,6 +172,22 @@ class Load:
                     NativeFrames,
                 )
                 for token, one in places
+            ]
+            return
+        if plan.route == "hyperleap":
+            self._sockets = [
+                HttpSeat(
+                    *common,
+                    post_request(
+                        host,
+                        f"/hyperleap/conversations/{one}/chat-http2",
+                        token,
+                        json.dumps({"message": plan.message_of(number)}).encode(),
+                        method="PATCH",
+                    ),
+                    VendorItems,
+                )
+                for number, (token, one) in enumerate(places)
             ]
             return
         requests = [

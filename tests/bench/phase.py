@@ -139,7 +139,7 @@ async def measure(stack: Rig, route: Route, work: Work, beside: Sequence[str] = 
         repeat=repeat,
         readers=work.readers,
     )
-    through_gateway = route in ("sse", "ws")
+    through_gateway = route in ("sse", "ws", "hyperleap")
     async with stack.clients(plan) as load:
         load.tell("start")
         await expect(load, "waiting", within_s=work.ramp_s + FINISH_S)

@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
-# The vendor itself, the gateway over SSE and over WebSocket, then what has only HTTP/1.1 to its source: relays of the
-# vendor's items over SSE and over WebSocket, and of OpenAI's chunks over SSE.
-Route = Literal["direct", "sse", "ws", "relay", "relay-ws", "openai"]
+# The vendor itself, the gateway over SSE, over WebSocket and by its drop-in, then what has only HTTP/1.1 to its source:
+# relays of the vendor's items over SSE and over WebSocket, and of OpenAI's chunks over SSE.
+Route = Literal["direct", "sse", "ws", "hyperleap", "relay", "relay-ws", "openai"]
 
 
 class Plan(msgspec.Struct, kw_only=True):

@@ -24,9 +24,9 @@ def follow_request(host: str, token: str) -> bytes:
     ).encode()
 
 
-def post_request(host: str, path: str, token: str, body: bytes) -> bytes:
+def post_request(host: str, path: str, token: str, body: bytes, *, method: str = "POST") -> bytes:
     return (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nAccept: text/event-stream\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nAccept: text/event-stream\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
 

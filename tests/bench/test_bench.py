@@ -92,10 +92,13 @@ def test_frame_and_vendor_item_carry_the_same_deltas() -> None:
 
 
 @pytest.mark.slow
-async def test_turn_benchmark_prints_its_table_and_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "route"), [([], "sse"), (["--door", "hyperleap"], "hyperleap")])
+async def test_turn_benchmark_prints_its_table_and_loses_nothing(
+    tmp_path: Path, options: list[str], route: str
+) -> None:
     """A small run ends by itself, and table and JSON agree that nothing was lost or came twice."""
     path = tmp_path / "figures.json"
-    command = ["-m", "tests.bench", "turn", "--streams", "5", "--rate", "50", "--seconds", "2"]
+    command = ["-m", "tests.bench", "turn", "--streams", "5", "--rate", "50", "--seconds", "2", *options]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,
@@ -117,7 +120,7 @@ async def test_turn_benchmark_prints_its_table_and_loses_nothing(tmp_path: Path)
     for name in ("CPU µs/event", "first token ms", "delay ms", "KiB/stream", "Redis round trips/event", "events lost"):
         assert name in output
     document = json.loads(path.read_bytes())
-    assert [phase["route"] for phase in document["phases"]] == ["direct", "sse"]
+    assert [phase["route"] for phase in document["phases"]] == ["direct", route]
     assert all(phase["events"] > 0 and phase["turns"] == 5 for phase in document["phases"])
     assert (document["summary"]["lost"], document["summary"]["duplicated"], document["summary"]["faults"]) == (0, 0, 0)
 
