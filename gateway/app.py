@@ -278,10 +278,13 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     )
     sessions = Sessions(auth)
     thread_store = RedisThreads(redis, ttl_s=rules.conversation_ttl_s, key_ttl_s=rules.idempotency_ttl_s)
+    operations, runs = HyperleapOperations(upstream), RedisPromptRuns(redis, ttl_s=rules.conversation_ttl_s)
+    changes = Changes(owned, store, vendor, operations, admission)
     edge = Edge(
         auth=auth,
         sessions=sessions,
         conversations=owned,
+        changes=changes,
         feedback=FeedbackService(owned, store, vendor, admission, metrics),
         turns=turns_service,
         subscriptions=Subscriptions(
@@ -297,13 +300,12 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         metrics=metrics,
         rules=_edge_rules(settings),
     )
-    operations, runs = HyperleapOperations(upstream), RedisPromptRuns(redis, ttl_s=rules.conversation_ttl_s)
     moderations = Moderations(
         *(vendor, operations, admission, holdings, ledger, metrics), text_max_chars=rules.message_max_chars
     )
     hyperleap_services = HyperleapServices(
         holders=KeyHolders(sessions, store, runs, vendor, admission, pepper=secrets.pepper),
-        changes=Changes(owned, store, vendor, operations, admission),
+        changes=changes,
         moderations=moderations,
         prompt_runs=PromptRuns(turns_service, runs, vendor, operations, admission),
         reports=Reports(vendor, operations, store, runs, admission),

@@ -10,6 +10,7 @@ import msgspec
 from gateway.core.conversation import Conversation, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import EVENT_TYPES, Entry, Event
+from gateway.core.operations import Attribute, Change
 
 T = TypeVar("T")
 
@@ -134,6 +135,29 @@ class CreateConversation(msgspec.Struct, forbid_unknown_fields=True):
     persona: str = "default"
     replacements: dict[str, str | int | float | bool | None] = {}
     metadata: dict[str, Any] = {}
+
+
+class ChangeConversation(msgspec.Struct, forbid_unknown_fields=True):
+    """PATCH /v1/conversations/{id}: what is given is changed; null empties a name or a status."""
+
+    name: str | msgspec.UnsetType | None = msgspec.UNSET
+    status: str | msgspec.UnsetType | None = msgspec.UNSET
+    metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    active: bool | msgspec.UnsetType = msgspec.UNSET
+
+    def changes(self) -> list[Change]:
+        """Return what is given, in a fixed order; raises GatewayError(missing_field) where that is nothing."""
+        given: dict[Attribute, object] = {
+            "name": self.name,
+            "status": self.status,
+            "metadata": self.metadata,
+            "active": self.active,
+        }
+        changes = [Change(name, value) for name, value in given.items() if value is not msgspec.UNSET]
+        if not changes:
+            words = "Give at least one of name, status, metadata and active."
+            raise GatewayError(Code.MISSING_FIELD, words, field="name")
+        return changes
 
 
 class StartTurn(msgspec.Struct, forbid_unknown_fields=True):
@@ -273,6 +297,7 @@ def conversation_body(conversation: Conversation) -> dict[str, Any]:
         "persona": conversation.persona or None,
         "status": conversation.status,
         "name": conversation.name,
+        "active": conversation.is_active,
         "created_at": conversation.created_at,
         "metadata": conversation.metadata,
         "active_turn_id": conversation.active_turn_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -44,17 +45,47 @@ class Changes:
         Safe to cancel: a change that has begun is cached too.
         Raises GatewayError: invalid_value, not_found, rate_limited, upstream_*, store_unavailable.
         """
-        _check(change)
+        return await self.change_all(principal, conversation_id, (change,), address=address)
+
+    async def change_all(
+        self, principal: Principal, conversation_id: ConversationId, changes: Sequence[Change], *, address: str
+    ) -> Conversation:
+        """Change several attributes, one call of the vendor's each, and return the conversation as it is then.
+
+        All are checked first and charged as one request. The vendor has no step for several: where it fails at one,
+        those before it stand, and are named in the error's ``changed``. Otherwise as ``change``.
+        """
+        for change in changes:
+            _check(change)
         conversation = await self._conversations.get(principal, conversation_id)
         await self._admission.admit(principal, "change", address, conversation.persona)
         return await asyncio.shield(
-            asyncio.get_running_loop().create_task(self._change(principal, conversation, change))
+            asyncio.get_running_loop().create_task(self._change_all(principal, conversation, changes))
         )
 
+    async def _change_all(
+        self, principal: Principal, conversation: Conversation, changes: Sequence[Change]
+    ) -> Conversation:
+        changed: list[str] = []
+        for change in changes:
+            try:
+                conversation = await self._change(principal, conversation, change)
+            except GatewayError as error:
+                if len(changes) > 1:
+                    error.extra["changed"] = changed
+                raise
+            changed.append(change.attribute)
+        return conversation
+
     async def _change(self, principal: Principal, conversation: Conversation, change: Change) -> Conversation:
-        entry = await self._vendor.ask(
-            principal.tenant, lambda key: self._operations.change_conversation(conversation.id, change, key=key)
-        )
+        try:
+            entry = await self._vendor.ask(
+                principal.tenant, lambda key: self._operations.change_conversation(conversation.id, change, key=key)
+            )
+        except GatewayError as error:
+            if error.vendor_status == 404:  # it is cached here, and gone there
+                raise GatewayError(Code.NOT_FOUND, vendor_status=404) from error
+            raise
         changed = msgspec.structs.replace(
             conversation,
             name=entry.name,

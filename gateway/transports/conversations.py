@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.core.errors import Code, GatewayError
-from gateway.protocol.native import CreateConversation, GiveFeedback, OpenSession, conversation_body
+from gateway.protocol.native import ChangeConversation, CreateConversation, GiveFeedback, OpenSession, conversation_body
 from gateway.services.conversations import PAGE_MAX
 from gateway.transports.edge import (
     EDGE,
@@ -87,6 +87,20 @@ async def get(request: web.Request) -> web.Response:
     body = conversation_body(conversation)
     body["active_turn_id"] = await edge.subscriptions.active_turn(principal, conversation_id)
     return json_answer(body)
+
+
+@routes.patch("/v1/conversations/{conversation_id}")
+async def change(request: web.Request) -> web.Response:
+    """Change what is given of a conversation's name, status, metadata and whether it is active."""
+    principal = await principal_of(request)
+    conversation_id = conversation_id_of(request)
+    body = await read_body(request, ChangeConversation)
+    edge = request.app[EDGE]
+    changes = body.changes()
+    conversation = await edge.changes.change_all(principal, conversation_id, changes, address=address_of(request))
+    shown = conversation_body(conversation)
+    shown["active_turn_id"] = await edge.subscriptions.active_turn(principal, conversation_id)
+    return json_answer(shown)
 
 
 @routes.put("/v1/conversations/{conversation_id}/messages/{message_id}/feedback")

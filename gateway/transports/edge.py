@@ -19,6 +19,7 @@ from gateway.core.turn import TurnId
 from gateway.protocol.native import decode_body, encode_json
 from gateway.services.answers import Answers
 from gateway.services.auth import Auth
+from gateway.services.changes import Changes
 from gateway.services.conversations import Conversations
 from gateway.services.feedback import FeedbackService
 from gateway.services.sessions import Sessions
@@ -92,6 +93,7 @@ class Edge:
     auth: Auth
     sessions: Sessions
     conversations: Conversations
+    changes: Changes
     feedback: FeedbackService
     turns: Turns
     subscriptions: Subscriptions

@@ -148,6 +148,10 @@ ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
         _at("/v1/conversations/{conversation}", 200),
         _at("/v1/conversations/{busy}", 200),
     ),
+    ("PATCH", "/v1/conversations/{conversation_id}"): (
+        Attempt("/v1/conversations/{conversation}", 200, {"name": "Mine", "active": False}),
+        Attempt("/v1/conversations/{busy}", 200, {"metadata": {}, "status": "Mine"}),
+    ),
     ("PUT", "/v1/conversations/{conversation_id}/messages/{message_id}/feedback"): (
         Attempt("/v1/conversations/{conversation}/messages/{message}/feedback", 200, SCORE),
         Attempt("/v1/conversations/{own_conversation}/messages/{message}/feedback", None, SCORE),
