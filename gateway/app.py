@@ -412,6 +412,7 @@ def _upstream_rules(settings: Settings) -> UpstreamRules:
     return UpstreamRules(
         base_url=upstream.base_url,
         auth_header=upstream.auth_header,
+        stream=upstream.stream,
         ca_file=upstream.ca_file,
         queue_timeout_s=upstream.queue_timeout_s,
         first_token_timeout_s=upstream.first_token_timeout_s,

@@ -136,6 +136,10 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
     auth_header: Annotated[
         Literal["x-hl-api-key", "authorization"], doc("Header that carries the key (`authorization`: as a bearer)")
     ] = "x-hl-api-key"
+    stream: Annotated[
+        Literal["array", "sse"],
+        doc("Form in which answers are asked for: a JSON array (`chat-http2`) or server-sent events (`chat-sse`)"),
+    ] = "array"
     connect_timeout_s: Annotated[Seconds, doc("DNS, TCP, TLS and the peer's first SETTINGS together")] = 5.0
     first_token_timeout_s: Annotated[Seconds, doc("From the request sent to the answer's first item")] = 60.0
     between_tokens_timeout_s: Annotated[Seconds, doc("Longest silence inside an answer")] = 60.0

@@ -85,6 +85,12 @@ def read_item(item: StreamItem) -> AnswerItem:
     )
 
 
+def ends_answer(item: StreamItem) -> bool:
+    """Whether an item has the answer's ``finish_reason``, after which only more about it may follow."""
+    choice = item.choice
+    return choice is not None and choice.finish_reason is not None and not choice.index
+
+
 def _usage(usage: _Usage) -> tuple[int, int, int] | None:
     """A reported 0 is 0; a usage object with nothing in it reports nothing."""
     if usage.prompt_tokens is None and usage.completion_tokens is None and usage.total_tokens is None:

@@ -53,12 +53,12 @@ def create_with_model(
     return Request("/conversations", msgspec.json.encode(body))
 
 
-def run_prompt(prompt: Prompt, replacements: Mapping[str, Any]) -> Request:
-    """PromptRunRequest to the path that streams as ``chat-http2`` does."""
+def run_prompt(prompt: Prompt, replacements: Mapping[str, Any], *, sse: bool = False) -> Request:
+    """PromptRunRequest to the path that streams as ``chat-http2`` does, or as ``chat-sse`` does."""
     body: dict[str, Any] = {"promptId": prompt.prompt_id, "replacements": dict(replacements), "stream": True}
     if prompt.prompt_version_id is not None:
         body["promptVersionId"] = prompt.prompt_version_id
-    return Request("/prompt-runs/async", msgspec.json.encode(body))
+    return Request("/prompt-runs/run-sse" if sse else "/prompt-runs/async", msgspec.json.encode(body))
 
 
 def change_conversation(conversation_id: ConversationId, change: Change) -> Request:

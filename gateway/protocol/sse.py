@@ -125,6 +125,11 @@ class SseDecoder:
         """The error that every further call raises, if one was found."""
         return self._error
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing of an event or a line is held, so that a stream that ends here ends between two of them."""
+        return not (self._line or self._data or self._event or self._head)
+
     def feed(self, data: bytes) -> list[SseEvent]:
         """Takes the next piece of the stream and returns the events it completes, in order."""
         self._raise_error()

@@ -8,8 +8,9 @@ from math import inf
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.turn import ChatReceiver
-from gateway.protocol.hyperleap import StreamItem, read_item, refusal
+from gateway.protocol.hyperleap import StreamItem, ends_answer, read_item, refusal
 from gateway.protocol.json_array import ArrayError, ArrayTruncated, JsonArrayDecoder
+from gateway.protocol.sse_items import ItemsError, ItemsTruncated, SseItemDecoder
 from gateway.upstream.clocks import Clocks
 from gateway.upstream.codes import told
 from gateway.upstream.errors import UpstreamError
@@ -39,7 +40,11 @@ class HyperleapChat:
         self._clocks = clocks
         self._answered: Callable[[int | None], None] | None = answered
         self._loop = asyncio.get_running_loop()
-        self._decoder = JsonArrayDecoder(StreamItem)
+        self._decoder: JsonArrayDecoder[StreamItem] | SseItemDecoder[StreamItem] = (
+            JsonArrayDecoder(StreamItem)
+            if clocks.rules.stream == "array"
+            else SseItemDecoder(StreamItem, ends=ends_answer)
+        )
         self._stream: Stream | None = None
         self._over = False
         self._begun_s = self._heard_s = self._loop.time()
@@ -80,7 +85,7 @@ class HyperleapChat:
         decoder = self._decoder
         try:
             items = decoder.feed(data)
-        except ArrayError:
+        except (ArrayError, ItemsError):
             self._end(GatewayError(Code.UPSTREAM_MALFORMED))
             return
         if items:
@@ -96,9 +101,9 @@ class HyperleapChat:
             return
         try:
             self._decoder.finish()
-        except ArrayTruncated:
+        except (ArrayTruncated, ItemsTruncated):
             self._end(GatewayError(Code.UPSTREAM_TRUNCATED))
-        except ArrayError:
+        except (ArrayError, ItemsError):
             self._end(GatewayError(Code.UPSTREAM_MALFORMED))
         else:
             self._end(None)

@@ -38,7 +38,7 @@ from gateway.upstream.keyring import Credential, KeyRing
 from gateway.upstream.observer import UpstreamObserver
 from gateway.upstream.origin import tls_context
 from gateway.upstream.pool import Headers, Pool, PoolFacts, PoolSettings
-from gateway.upstream.rules import UpstreamRules
+from gateway.upstream.rules import StreamForm, UpstreamRules
 from gateway.upstream.transport import Http2Transport
 
 ANSWER_MAX_BYTES: Final = 32 * 1024 * 1024  # a conversation with its messages, or a blob of them
@@ -75,6 +75,11 @@ class HyperleapClient:
     def facts(self) -> PoolFacts:
         return self._pool.facts
 
+    @property
+    def stream(self) -> StreamForm:
+        """The form in which answers are asked for."""
+        return self._rules.stream
+
     async def probe(self) -> ProbeFacts:
         """Try TCP, TLS, ALPN and SETTINGS without spending a call; raises ConnectFailed."""
         return await self._pool.probe()
@@ -85,14 +90,15 @@ class HyperleapClient:
     def open_chat(
         self, conversation_id: ConversationId, message: str, receiver: ChatReceiver, *, key: KeyLabel
     ) -> Coroutine[Any, Any, HyperleapChat]:
+        path = "chat-http2" if self.stream == "array" else "chat-sse"
         return self.open_answer(
-            "PATCH", f"/conversations/{conversation_id}/chat-http2", encode_message(message), receiver, key
+            "PATCH", f"/conversations/{conversation_id}/{path}", encode_message(message), receiver, key
         )
 
     async def open_answer(
         self, method: str, path: str, body: bytes, receiver: ChatReceiver, key: KeyLabel
     ) -> HyperleapChat:
-        """Send a request that is answered as ``chat-http2`` is, a path below the base URL; see ``open_chat``."""
+        """Send a request that is answered in the form ``stream``, a path below the base URL; see ``open_chat``."""
         credential = self._keys.take(key)
         chat = HyperleapChat(receiver, self._clocks, partial(self._keys.answered, credential))
         try:
@@ -180,7 +186,7 @@ class HyperleapClient:
             [
                 (name.encode(), value.encode()),
                 (b"content-type", b"application/json"),
-                (b"accept", b"application/json"),
+                (b"accept", b"application/json" if self.stream == "array" else b"text/event-stream"),
                 (b"accept-encoding", b"identity"),  # a compressed stream would be buffered on its way
                 (b"user-agent", b"hyperleap-gateway"),
             ]

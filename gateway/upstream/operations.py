@@ -27,7 +27,8 @@ class HyperleapOperations:
     async def open_prompt_run(
         self, prompt: Prompt, replacements: Mapping[str, Any], receiver: ChatReceiver, *, key: KeyLabel
     ) -> Chat:
-        return await self._client.open_answer("POST", *requests.run_prompt(prompt, replacements), receiver, key)
+        request = requests.run_prompt(prompt, replacements, sse=self._client.stream == "sse")
+        return await self._client.open_answer("POST", *request, receiver, key)
 
     async def change_conversation(
         self, conversation_id: ConversationId, change: Change, *, key: KeyLabel

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gateway.sections import Secret
+
+StreamForm = Literal["array", "sse"]  # how answers are asked for: ``chat-http2`` or ``chat-sse``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +17,7 @@ class UpstreamRules:
 
     base_url: str
     auth_header: str = "x-hl-api-key"
+    stream: StreamForm = "array"
     ca_file: Path | None = None
     queue_timeout_s: float = 10.0
     first_token_timeout_s: float = 60.0

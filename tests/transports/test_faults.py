@@ -77,12 +77,13 @@ FAULTS = [
 ]
 
 
+@pytest.mark.parametrize("form", ["array", "sse"])
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.directive.replace(" ", "") for fault in FAULTS])
 async def test_fault_that_breaks_an_answer_fails_the_turn_honestly(
-    fault: Fault, start_gateway: StartGateway, sign_in: SignIn
+    fault: Fault, form: str, start_gateway: StartGateway, sign_in: SignIn
 ) -> None:
     """The turn fails with the gateway's own code, keeps what was received, and is replayed as it was shown."""
-    running = await start_gateway(simulator={"rate_per_s": 500.0}, environ=fault.environ)
+    running = await start_gateway(simulator={"rate_per_s": 500.0}, environ={"HYPERLEAP_STREAM": form, **fault.environ})
     client = await sign_in(running)
     conversation = await client.conversation()
     message = f"Tell me #tokens=40 #fault={fault.directive}"
@@ -130,12 +131,13 @@ async def test_fault_cut_after_finish_completes_and_is_counted(running: Running,
     assert await metric(running, "gateway_upstream_oddities_total") == 1
 
 
+@pytest.mark.parametrize("form", ["array", "sse"])
 @pytest.mark.parametrize("fault", ["batch:5", "split:1", "split:7", "goaway:4", "low-streams:1"])
 async def test_fault_that_only_bends_the_wire_changes_nothing(
-    fault: str, start_gateway: StartGateway, sign_in: SignIn
+    fault: str, form: str, start_gateway: StartGateway, sign_in: SignIn
 ) -> None:
     """Several items in a frame, items cut anywhere, a GOAWAY in mid-answer, few streams: the answer is exact."""
-    running = await start_gateway(simulator={"faults": (fault,)})
+    running = await start_gateway(simulator={"faults": (fault,)}, environ={"HYPERLEAP_STREAM": form})
     message = "Zoë 👩‍👩‍👧‍👦 你好 #tokens=60 #rate=400 #citations"
     events = await complete(running, sign_in, message)
     assert events[-1].data["text"] == said(message).text

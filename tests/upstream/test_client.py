@@ -28,7 +28,7 @@ from gateway.upstream.errors import UpstreamError
 from gateway.upstream.key_files import KeyFiles
 from gateway.upstream.keyring import KeyRing
 from gateway.upstream.pool import PoolSettings
-from gateway.upstream.rules import UpstreamRules
+from gateway.upstream.rules import StreamForm, UpstreamRules
 from tests.upstream.peer import PATIENCE_S, Exchange, Peer
 
 KEY = "vendor-key-that-must-never-leave"
@@ -106,9 +106,17 @@ class Bench:
     def __init__(self, stack: AsyncExitStack, certificates: Path) -> None:
         self._stack = stack
         self._certificates = certificates
+        self.form: StreamForm = "array"
+        self.done = False  # whether the simulator ends its event streams by `[DONE]`
 
     async def simulator(self, **options: Any) -> Simulator:
-        wanted: dict[str, Any] = {"api_key": KEY, "rate_per_s": 0.0, "data_dir": self._certificates, **options}
+        wanted: dict[str, Any] = {
+            "api_key": KEY,
+            "rate_per_s": 0.0,
+            "data_dir": self._certificates,
+            "sse_done": self.done,
+            **options,
+        }
         return await self._stack.enter_async_context(Simulator(SimulatorSettings(**wanted)))
 
     async def peer(self, handler: Callable[[Exchange], Awaitable[None]], **options: Any) -> Peer:
@@ -117,7 +125,7 @@ class Bench:
     async def client(self, server: Simulator | Peer, **options: Any) -> HyperleapClient:
         pool = options.pop("pool", PoolSettings(connect_timeout_s=2.0))
         ca_file = server.ca_file if isinstance(server, Simulator) else None
-        wanted: dict[str, Any] = {"base_url": server.url, "ca_file": ca_file, **options}
+        wanted: dict[str, Any] = {"base_url": server.url, "ca_file": ca_file, "stream": self.form, **options}
         keys = KeyRing(KeyFiles(UpstreamSettings(api_key=Secret(KEY))))
         client = HyperleapClient(UpstreamRules(**wanted), keys, pool)
         self._stack.push_async_callback(client.aclose)
@@ -128,6 +136,13 @@ class Bench:
 async def bench(certificates: Path) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         yield Bench(stack, certificates)
+
+
+@pytest.fixture(params=["array", "sse", "sse-done"])
+def forms(request: pytest.FixtureRequest, bench: Bench) -> Bench:
+    """The bench with clients that ask for each of the vendor's streaming forms, ended in each way."""
+    bench.form, bench.done = ("array", False) if request.param == "array" else ("sse", request.param == "sse-done")
+    return bench
 
 
 async def conversation(client: HyperleapClient, **fields: Any) -> ConversationId:
@@ -154,9 +169,9 @@ async def ask(client: HyperleapClient, message: str) -> Answer:
 
 
 @pytest.mark.parametrize("h2c", [False, True])
-async def test_client_creates_chats_scores_and_reads(bench: Bench, h2c: bool) -> None:
+async def test_client_creates_chats_scores_and_reads(forms: Bench, h2c: bool) -> None:
     """The four calls of a turn's life work over TLS by ALPN and in the clear by prior knowledge."""
-    client = await bench.client(await bench.simulator(h2c=h2c))
+    client = await forms.client(await forms.simulator(h2c=h2c))
     created = await client.create_conversation(
         persona_id=PERSONA,
         persona_version_id=None,
@@ -200,9 +215,9 @@ async def test_read_of_a_conversation_that_the_vendor_does_not_know_is_none(benc
 
 
 @pytest.mark.parametrize("fault", ["split:1", "split:3", "batch:4", "goaway"])
-async def test_chat_however_it_is_framed_is_the_same(bench: Bench, fault: str) -> None:
+async def test_chat_however_it_is_framed_is_the_same(forms: Bench, fault: str) -> None:
     """Items split anywhere, joined in a frame, or cut by a GOAWAY around them give the same answer."""
-    client = await bench.client(await bench.simulator())
+    client = await forms.client(await forms.simulator())
     whole = await ask(client, "#seed=5 #tokens=20 #raw tell")
     odd = await ask(client, f"#seed=5 #tokens=20 #raw #fault={fault} tell")
     assert await whole.ended() is None
@@ -225,12 +240,15 @@ async def test_chat_however_it_is_framed_is_the_same(bench: Bench, fault: str) -
     ],
 )
 async def test_chat_that_breaks_ends_once_with_its_code_and_what_came(
-    bench: Bench, fault: str, code: Code, has_text: bool
+    forms: Bench, fault: str, code: Code, has_text: bool
 ) -> None:
     """Each way to break has its code, comes once and last, and takes back nothing that was said."""
-    client = await bench.client(await bench.simulator(), queue_timeout_s=1.0)
+    client = await forms.client(await forms.simulator(), queue_timeout_s=1.0)
     answer = await ask(client, f"#tokens=20 #rate=1000 #fault={fault} tell")
-    assert (await answer.failed()).code is code
+    if fault == "cut-after-finish" and forms.form == "sse":  # which is how such a stream may end
+        assert await answer.ended() is None
+    else:
+        assert (await answer.failed()).code is code
     assert bool(answer.text) == has_text
 
 
@@ -246,10 +264,10 @@ async def test_chat_that_breaks_ends_once_with_its_code_and_what_came(
     ],
 )
 async def test_chat_refused_by_status_is_told_by_it_alone(
-    bench: Bench, fault: str, code: Code, status: int, retry_after_s: float | None
+    forms: Bench, fault: str, code: Code, status: int, retry_after_s: float | None
 ) -> None:
     """A vendor's status becomes our code with the status noted; its words stay behind."""
-    client = await bench.client(await bench.simulator())
+    client = await forms.client(await forms.simulator())
     answer = await ask(client, f"#fault={fault} secret question")
     error = await answer.failed()
     assert (error.code, error.vendor_status, error.retry_after_s) == (code, status, retry_after_s)
@@ -257,23 +275,23 @@ async def test_chat_refused_by_status_is_told_by_it_alone(
     assert answer.items == []
 
 
-async def test_chat_refused_with_a_retry_after_of_nonsense_is_told(bench: Bench) -> None:
+async def test_chat_refused_with_a_retry_after_of_nonsense_is_told(forms: Bench) -> None:
     """A Retry-After that is a number to Unicode alone neither raises nor hides the refusal."""
 
     async def answer_it(exchange: Exchange) -> None:
         exchange.respond(429, [("retry-after", "\u00b2")], end=True)
 
-    client = await bench.client(await bench.peer(answer_it))
+    client = await forms.client(await forms.peer(answer_it))
     answer = Answer()
     await client.open_chat(NO_ONE, "Hi", answer, key=DEFAULT_KEY)
     error = await answer.failed()
     assert (error.code, error.retry_after_s) == (Code.UPSTREAM_RATE_LIMITED, None)
 
 
-async def test_chat_cancelled_resets_the_stream_and_hears_nothing_more(bench: Bench) -> None:
+async def test_chat_cancelled_resets_the_stream_and_hears_nothing_more(forms: Bench) -> None:
     """Leaving reaches the vendor as RST_STREAM(CANCEL) at once; afterwards nothing is called."""
-    simulator = await bench.simulator(rate_per_s=200.0)
-    client = await bench.client(simulator)
+    simulator = await forms.simulator(rate_per_s=200.0)
+    client = await forms.client(simulator)
     answer = Answer()
     chat = await client.open_chat(await conversation(client), "#tokens=1000 tell", answer, key=DEFAULT_KEY)
     await answer.until(lambda: bool(answer.items))
@@ -287,10 +305,10 @@ async def test_chat_cancelled_resets_the_stream_and_hears_nothing_more(bench: Be
     assert client.facts.streams == 0
 
 
-async def test_chat_opening_cancelled_leaves_no_stream(bench: Bench) -> None:
+async def test_chat_opening_cancelled_leaves_no_stream(forms: Bench) -> None:
     """Who stops waiting for a stream has sent nothing and leaves nothing queued."""
-    simulator = await bench.simulator(rate_per_s=50.0, max_concurrent_streams=1)
-    client = await bench.client(simulator, pool=PoolSettings(max_connections=1))
+    simulator = await forms.simulator(rate_per_s=50.0, max_concurrent_streams=1)
+    client = await forms.client(simulator, pool=PoolSettings(max_connections=1))
     conversation_id = await conversation(client)
     first = await client.open_chat(conversation_id, "#tokens=1000 tell", Answer(), key=DEFAULT_KEY)
     waiting = asyncio.ensure_future(client.open_chat(conversation_id, "second", Answer(), key=DEFAULT_KEY))
@@ -319,10 +337,10 @@ async def test_chat_opening_cancelled_leaves_no_stream(bench: Bench) -> None:
     ],
 )
 async def test_chat_clock_that_fires_is_named_and_resets_the_stream(
-    bench: Bench, message: str, rules: dict[str, float], named: str
+    forms: Bench, message: str, rules: dict[str, float], named: str
 ) -> None:
     """Each clock ends a chat in time, says which one it was, keeps what came, and frees the stream."""
-    client = await bench.client(await bench.simulator(), **rules)
+    client = await forms.client(await forms.simulator(), **rules)
     answer = Answer()
     conversation_id = await conversation(client)
     loop = asyncio.get_running_loop()
@@ -336,10 +354,10 @@ async def test_chat_clock_that_fires_is_named_and_resets_the_stream(
     assert bool(answer.items) == (named != "first token")
 
 
-async def test_chat_clock_between_tokens_starts_anew_with_each(bench: Bench) -> None:
+async def test_chat_clock_between_tokens_starts_anew_with_each(forms: Bench) -> None:
     """An answer that keeps coming outlives the clock between tokens many times over."""
-    client = await bench.client(
-        await bench.simulator(), first_token_timeout_s=0.25, between_tokens_timeout_s=0.25, turn_timeout_s=30.0
+    client = await forms.client(
+        await forms.simulator(), first_token_timeout_s=0.25, between_tokens_timeout_s=0.25, turn_timeout_s=30.0
     )
     answer = await ask(client, "#tokens=20 #rate=25 x")
     assert await answer.ended() is None
@@ -498,6 +516,25 @@ async def test_key_travels_in_the_header_that_is_set(bench: Bench, style: str, v
     assert [headers[b":method"] for headers in seen] == [b"GET", b"PATCH"]
     assert seen[1][b":path"] == f"/conversations/{NO_ONE}/chat-http2".encode()
     assert seen[1][b"content-type"] == b"application/json"
+
+
+@pytest.mark.parametrize(("form", "path"), [("array", "chat-http2"), ("sse", "chat-sse")])
+async def test_form_of_the_answer_is_asked_for_by_path_and_accept(bench: Bench, form: StreamForm, path: str) -> None:
+    """The setting chooses the vendor's path for a chat, and the header says what is expected there."""
+    seen: list[dict[bytes, bytes]] = []
+
+    async def answer_it(exchange: Exchange) -> None:
+        seen.append(exchange.headers)
+        await exchange.until_complete()
+        exchange.respond(200)
+        await exchange.send(b"[]" if form == "array" else b"data: [DONE]\n\n", end=True)
+
+    bench.form = form
+    answer = Answer()
+    await (await bench.client(await bench.peer(answer_it))).open_chat(NO_ONE, "Hi", answer, key=DEFAULT_KEY)
+    assert await answer.ended() is None
+    assert seen[0][b":path"] == f"/conversations/{NO_ONE}/{path}".encode()
+    assert seen[0][b"accept"] == (b"application/json" if form == "array" else b"text/event-stream")
 
 
 async def test_base_url_with_a_path_prefixes_every_call(bench: Bench) -> None:
