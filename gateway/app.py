@@ -41,6 +41,7 @@ from gateway.services.reports import Reports
 from gateway.services.rescue import RescueRules
 from gateway.services.revocations import Revocations
 from gateway.services.roster import Roster
+from gateway.services.screening import Screening
 from gateway.services.sessions import Sessions
 from gateway.services.showing import Showing
 from gateway.services.subscriptions import Subscriptions
@@ -268,6 +269,10 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     accounting = Accounting(ledger, log, store, copies, after_loss, metrics)
     following = Following(log, recovery, hears=lambda: inbox.hears, lost_after_s=2 * rules.lease_s)
     roster.on_add = following.moved
+    operations, runs = HyperleapOperations(upstream), RedisPromptRuns(redis, ttl_s=rules.conversation_ttl_s)
+    moderations = Moderations(
+        *(vendor, operations, admission, holdings, ledger, metrics), text_max_chars=rules.message_max_chars
+    )
     turns_service = Turns(
         *(ports, roster),
         admission=admission,
@@ -275,10 +280,10 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         recovery=recovery,
         watches=watches,
         holdings=holdings,
+        screening=Screening(moderations, metrics),
     )
     sessions = Sessions(auth)
     thread_store = RedisThreads(redis, ttl_s=rules.conversation_ttl_s, key_ttl_s=rules.idempotency_ttl_s)
-    operations, runs = HyperleapOperations(upstream), RedisPromptRuns(redis, ttl_s=rules.conversation_ttl_s)
     changes = Changes(owned, store, vendor, operations, admission)
     edge = Edge(
         auth=auth,
@@ -299,9 +304,6 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         watches=watches,
         metrics=metrics,
         rules=_edge_rules(settings),
-    )
-    moderations = Moderations(
-        *(vendor, operations, admission, holdings, ledger, metrics), text_max_chars=rules.message_max_chars
     )
     hyperleap_services = HyperleapServices(
         holders=KeyHolders(sessions, store, runs, vendor, admission, pepper=secrets.pepper),

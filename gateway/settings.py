@@ -135,6 +135,7 @@ class Settings(Section, frozen=True, kw_only=True):
             doors=default.doors,
             limits=default.limits,
             disconnect=default.disconnect,
+            moderation=default.moderation,
             vendor_keys=default.vendor_keys,
         )
         return TenantTables(plans=self.plans, tenants={DEFAULT_TENANT: tenant})

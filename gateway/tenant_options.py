@@ -67,6 +67,16 @@ class DisconnectSettings(Section, frozen=True, kw_only=True):
     ] = "stop"
 
 
+class ModerationSettings(Section, frozen=True, kw_only=True):
+    """Hyperleap's moderation of messages ([tenants](tenants.md#moderation)), one call for each."""
+
+    messages: Annotated[bool, doc("Messages are judged before they are sent; a flagged one is refused")] = False
+    when_unavailable: Annotated[
+        Literal["closed", "open"],
+        doc("A message that cannot be judged is refused (`closed`), or sent all the same (`open`)"),
+    ] = "closed"
+
+
 class PersonaSettings(Section, frozen=True, kw_only=True):
     """A vendor persona behind an alias; browsers know only the alias."""
 
@@ -163,6 +173,7 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     ] = DOORS
     limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
+    moderation: Annotated[ModerationSettings, doc("Judging messages before they are sent")] = ModerationSettings()
     vendor_keys: Annotated[
         tuple[str, ...], doc("Labels of the vendor keys that are used in turn, all of one workspace of the vendor's")
     ] = (DEFAULT_KEY,)
@@ -216,6 +227,7 @@ class DefaultTenantSettings(Section, frozen=True, kw_only=True):
     ] = DOORS
     limits: Annotated[LimitSettings, doc("Limits and budgets")] = LimitSettings()
     disconnect: Annotated[DisconnectSettings, doc("What becomes of an answer that nobody reads")] = DisconnectSettings()
+    moderation: Annotated[ModerationSettings, doc("Judging messages before they are sent")] = ModerationSettings()
     vendor_keys: Annotated[
         tuple[str, ...], doc("Labels of the vendor keys that are used in turn, all of one workspace of the vendor's")
     ] = (DEFAULT_KEY,)

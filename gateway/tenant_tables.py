@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.identity import Disconnect, DisconnectPolicy, Model, Persona, Prompt, Tenant, TenantId
+from gateway.core.identity import Disconnect, DisconnectPolicy, Model, Moderation, Persona, Prompt, Tenant, TenantId
 from gateway.core.issuers import Issuer
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
 from gateway.sections import Section, SettingsError, build, reason
@@ -168,6 +168,9 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) 
         anonymous=settings.anonymous,
         doors=frozenset(settings.doors),
         plan=_plan(settings.limits, plan, settings.timezone),
+        moderation=Moderation(
+            messages=settings.moderation.messages, open=settings.moderation.when_unavailable == "open"
+        ),
         disconnect=Disconnect(
             policy=DisconnectPolicy(settings.disconnect.policy),
             grace_s=settings.disconnect.grace_s,

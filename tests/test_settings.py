@@ -610,3 +610,18 @@ def test_table_written_of_a_tenant_makes_the_same_tenant() -> None:
         "issuers": {"login": {"issuer": "i", "audience": "a", "jwks_url": "https://i.example/keys"}},
     }
     assert written(parse_tenant(table)) == table
+
+
+@pytest.mark.parametrize(
+    ("set_to", "judges", "is_open"), [({}, False, False), ({"WHEN_UNAVAILABLE": "open"}, True, True)]
+)
+def test_moderation_is_off_and_closed_unless_set(set_to: dict[str, str], judges: bool, is_open: bool) -> None:
+    """Nobody pays for moderation who did not ask for it; who did and said no more is on the safe side."""
+    own = {"MESSAGES": str(judges).lower(), **set_to}
+    environ = {
+        **HOME,
+        "HYPERLEAP_PERSONA_ID": PERSONA,
+        **{f"GATEWAY_MODERATION_{name}": value for name, value in own.items()},
+    }
+    (tenant,) = load(None, environ).tenant_values().values()
+    assert (tenant.moderation.messages, tenant.moderation.open) == (judges, is_open)

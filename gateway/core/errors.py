@@ -38,6 +38,7 @@ class Code(StrEnum):
     INVALID_CURSOR = "invalid_cursor"
     MESSAGE_EMPTY = "message_empty"
     MESSAGE_TOO_LONG = "message_too_long"
+    MESSAGE_FLAGGED = "message_flagged"
     PERSONA_UNKNOWN = "persona_unknown"
     PROMPT_UNKNOWN = "prompt_unknown"
     REPLACEMENT_NOT_ALLOWED = "replacement_not_allowed"
@@ -53,6 +54,7 @@ class Code(StrEnum):
     TURN_ACTIVE = "turn_active"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     IDEMPOTENCY_PENDING = "idempotency_pending"
+    MODERATION_UNAVAILABLE = "moderation_unavailable"
     RATE_LIMITED = "rate_limited"
     # WebSocket frames
     FRAME_BINARY = "frame_binary"
@@ -114,6 +116,7 @@ WIRE: dict[Code, Wire] = {
     Code.INVALID_CURSOR: Wire(400, "The cursor is not valid"),
     Code.MESSAGE_EMPTY: Wire(422, "The message is empty"),
     Code.MESSAGE_TOO_LONG: Wire(413, "The message is too long"),
+    Code.MESSAGE_FLAGGED: Wire(422, "The message was flagged by moderation"),
     Code.PERSONA_UNKNOWN: Wire(422, "Unknown persona"),
     Code.PROMPT_UNKNOWN: Wire(422, "Unknown prompt"),
     Code.REPLACEMENT_NOT_ALLOWED: Wire(422, "This replacement may not be set here"),
@@ -129,6 +132,7 @@ WIRE: dict[Code, Wire] = {
     Code.TURN_ACTIVE: Wire(409, "The conversation has an active turn", retryable=True),
     Code.IDEMPOTENCY_MISMATCH: Wire(422, "The idempotency key was used with another body"),
     Code.IDEMPOTENCY_PENDING: Wire(409, "A request with this idempotency key is under way", retryable=True),
+    Code.MODERATION_UNAVAILABLE: Wire(503, "The message cannot be judged now", retryable=True),
     Code.RATE_LIMITED: Wire(429, "Too many turns", retryable=True, ws_close=4429),
     Code.FRAME_BINARY: Wire(400, "Binary frames are not part of this protocol"),
     Code.FRAME_TOO_LARGE: Wire(413, "The frame is too large", ws_close=1009),

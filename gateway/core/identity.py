@@ -91,6 +91,14 @@ class Disconnect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moderation:
+    """Whether a tenant has messages judged before they are sent, and ``open``: sent, too, where that cannot be had."""
+
+    messages: bool = False
+    open: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """One customer of the gateway: what its browsers may reach, from where and how often."""
 
@@ -102,6 +110,7 @@ class Tenant:
     plan: Plan = field(default_factory=Plan)
     disconnect: Disconnect = field(default_factory=Disconnect)
     openai_disconnect: Disconnect = field(default_factory=lambda: Disconnect(policy=DisconnectPolicy.STOP))
+    moderation: Moderation = field(default_factory=Moderation)
     issuers: tuple[Issuer, ...] = ()  # whose tokens are accepted beside the gateway's own
     vendor_keys: tuple[KeyLabel, ...] = (DEFAULT_KEY,)  # by which Hyperleap is asked for it; all of one workspace
     weight: int = 1  # its share of a vendor key that several tenants wait for

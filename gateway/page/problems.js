@@ -41,6 +41,8 @@ const WORDS = {
   message_too_long: ["The message is too long", "Shorten it, or send it in parts."],
   body_too_large: ["The message is too long", "Shorten it, or send it in parts."],
   frame_too_large: ["The message is too long", "Shorten it, or send it in parts."],
+  message_flagged: ["This message was not sent", "Moderation found something in it that is not allowed here. Put it in other words."],
+  moderation_unavailable: ["This message cannot be checked just now", "It was not sent. Send it again in a moment."],
   persona_unknown: ["There is no such assistant", "The persona that this page asked for is not set up here, or not for your key."],
   prompt_unknown: ["There is no such prompt", "The prompt that was to be run is not set up here, or not for your key."],
   replacement_not_allowed: ["The page asked for something that is not allowed", "Reload the page."],

@@ -77,7 +77,10 @@ class PromptRuns:
         )
         question = msgspec.json.encode(replacements, order="sorted").decode()  # a repeat may order them anew
         return await self._turns.run(
-            principal, conversation, question, make, idempotency_key=idempotency_key, address=address
+            *(principal, conversation, question, make),
+            words="\n".join(str(value) for value in replacements.values() if value is not None),
+            idempotency_key=idempotency_key,
+            address=address,
         )
 
     async def score(

@@ -24,6 +24,7 @@ from gateway.services.holdings import Holdings
 from gateway.services.owned_turn import FINISH_ATTEMPTS, FINISH_PAUSE_S, OwnedTurn, TurnPorts
 from gateway.services.recovery import Recovery
 from gateway.services.roster import Roster
+from gateway.services.screening import Screening
 from gateway.services.starts import Started, Starts
 from gateway.services.turn import Turn
 from gateway.services.watches import Watches
@@ -45,7 +46,9 @@ class Turns:
         recovery: Recovery,
         watches: Watches,
         holdings: Holdings,
+        screening: Screening | None = None,
     ) -> None:
+        """``screening`` judges messages for tenants that want that; without it there must be none."""
         self._ports = ports
         self._roster = roster
         self._log = ports.log
@@ -55,6 +58,7 @@ class Turns:
         self._recovery = recovery
         self._watches = watches
         self._holdings = holdings
+        self._screening = screening
         self._starts = Starts(
             ports,
             roster,
@@ -81,13 +85,14 @@ class Turns:
         """Claim the conversation and set its next turn going; returns once ``turn.started`` is stored.
 
         The work runs in a task of this service, so a caller that is cancelled leaves no half-started turn.
-        Raises GatewayError: message_empty, message_too_long, not_found, persona_unknown, rate_limited,
-        upstream_overloaded, turn_active, idempotency_mismatch, draining, store_unavailable.
+        Raises GatewayError: message_empty, message_too_long, message_flagged, moderation_unavailable, not_found,
+        persona_unknown, rate_limited, upstream_overloaded, turn_active, idempotency_mismatch, draining,
+        store_unavailable.
         """
         received_s = time.monotonic()
         self._check(message, idempotency_key, "message")
         conversation = await self._conversations.of_turn(principal, conversation_id)
-        return await self._start(principal, conversation, message, idempotency_key, address, received_s, Turn)
+        return await self._start(principal, conversation, message, idempotency_key, address, received_s, Turn, message)
 
     async def run(
         self,
@@ -96,17 +101,18 @@ class Turns:
         message: str,
         make: Callable[..., Turn],
         *,
+        words: str,
         idempotency_key: str | None,
         address: str,
     ) -> Started:
         """Set a turn going that asks something else, in a conversation that is made with it and is in no list.
 
         ``make`` makes the turn as ``Turn`` does; ``message`` is what it is about, by which its tokens are estimated.
-        Otherwise as ``start``.
+        ``words`` are the user's in it, to be judged where the tenant wants that. Otherwise as ``start``.
         """
         received_s = time.monotonic()
         self._check(message, idempotency_key, "replacements")
-        return await self._start(principal, conversation, message, idempotency_key, address, received_s, make)
+        return await self._start(principal, conversation, message, idempotency_key, address, received_s, make, words)
 
     def _check(self, message: str, idempotency_key: str | None, field: str) -> None:
         if self._draining:
@@ -124,7 +130,13 @@ class Turns:
         address: str,
         received_s: float,
         make: Callable[..., Turn],
+        words: str,
     ) -> Started:
+        if words and principal.tenant.moderation.messages:
+            begun_s = time.monotonic()
+            field = "message" if make is Turn else "replacements"
+            await self._screen(principal, conversation, words, idempotency_key, address, field)
+            received_s += time.monotonic() - begun_s  # the vendor's time
         started: Started = await asyncio.shield(
             self._spawn(
                 self._starts.begin(
@@ -151,6 +163,26 @@ class Turns:
                 f"A message may have {self._rules.message_max_chars} characters at most.",
                 field=field,
             )
+
+    async def _screen(
+        self,
+        principal: Principal,
+        conversation: Conversation,
+        text: str,
+        idempotency_key: str | None,
+        address: str,
+        field: str,
+    ) -> None:
+        """Have a text judged, unless it is a repeat, which sends nothing. Raises GatewayError, draining too."""
+        if idempotency_key is not None and await self._log.repeated(
+            principal.tenant.id, conversation.owner, conversation.id, idempotency_key
+        ):
+            return
+        if self._screening is None:
+            raise AssertionError("a tenant wants its messages judged, and there is nobody to do it")
+        await self._screening.screen(principal, text, address=address, field=field)
+        if self._draining:  # meanwhile
+            raise GatewayError(Code.DRAINING, retry_after_s=1.0)
 
     def find(self, turn_id: TurnId) -> OwnedTurn | None:
         """Return a turn that this worker owns."""

@@ -40,6 +40,7 @@ ENDINGS = frozenset(
     | {(TurnState.FAILED.value, code.value) for code in Code}
 )
 OUTCOMES = (TurnState.COMPLETED.value, TurnState.STOPPED.value, TurnState.FAILED.value)
+SCREENED = ("passed", "flagged", "unjudged_sent", "unjudged_refused")
 SIGNS = ("negative", "neutral", "positive")
 HTTP2_ERRORS = (  # in the order of their codes: RFC 9113, section 7
     *("no_error", "protocol_error", "internal_error", "flow_control_error", "settings_timeout", "stream_closed"),
@@ -214,6 +215,12 @@ class Metrics:
             tenant,
             Axis(("limit",), WORDS_MAX + 1),
         )
+        self._screened = make.counter(
+            "gateway_messages_screened_total",
+            "Messages judged before their turns, or that could not be",
+            tenant,
+            Axis(("outcome",), len(SCREENED) + 1),
+        )
         self._feedback = make.counter(
             "gateway_feedback_total", "Feedback given, by its sign", persona, Axis(("sign",), len(SIGNS))
         )
@@ -383,6 +390,10 @@ class Metrics:
 
     def limit_refused(self, tenant: str, limit: str) -> None:
         self._refused.add(1, tenant if tenant in self._tenants else OTHER, self._limits.fold(limit))
+
+    def message_screened(self, tenant: str, outcome: str) -> None:
+        labels = (tenant if tenant in self._tenants else OTHER, outcome if outcome in SCREENED else OTHER)
+        self._screened.add(1, *labels)
 
     def feedback_given(self, tenant: str, persona: str | None, score: int) -> None:
         score = max(SCORE_MIN, min(SCORE_MAX, score))

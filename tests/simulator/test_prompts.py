@@ -73,6 +73,13 @@ async def test_moderation_flags_by_words(http: httpx.AsyncClient) -> None:
     assert [one["results"][0]["flagged"] for one in results] == [True, False]
 
 
+async def test_moderation_fails_as_its_text_says(http: httpx.AsyncClient) -> None:
+    """A word makes a judgement fail with a status, or come without a result."""
+    failed = await http.post("/moderations", json={"input": "a bun #moderation=503"})
+    odd = await http.post("/moderations", json={"input": "a bomb #moderation=odd"})
+    assert (failed.status_code, odd.status_code, odd.json()["results"]) == (503, 200, [])
+
+
 async def test_reports_are_pages_of_what_was_asked_and_rated(http: httpx.AsyncClient) -> None:
     """Audit reports hold everything, feedback reports what was rated; a token leads to the next page."""
     conversation_id = await create(http, externalUserId="t:u")

@@ -23,6 +23,7 @@ from gateway.core.turn import StopReason, TurnState
 from gateway.telemetry.metrics import (
     HTTP2_ERRORS,
     METHODS,
+    SCREENED,
     STATUSES,
     TRANSPORTS,
     Metrics,
@@ -169,6 +170,7 @@ async def test_redis_errors_limits_and_oddities_are_counted(metrics: Metrics) ->
     metrics.redis_called(0.0004, 12, False)
     metrics.redis_called(1.0, 1, True)
     metrics.limit_refused("acme", "user")
+    metrics.message_screened("acme", "flagged")
     metrics.error_sent(Code.RATE_LIMITED)
     metrics.error_sent("made up")
     metrics.upstream_oddity("no_finish_reason")
@@ -177,6 +179,7 @@ async def test_redis_errors_limits_and_oddities_are_counted(metrics: Metrics) ->
     assert seen["gateway_redis_errors_total"] == 1
     assert seen['gateway_redis_call_seconds_bucket{le="0.0005"}'] == 1
     assert seen['gateway_limit_refusals_total{limit="user",tenant="acme"}'] == 1
+    assert seen['gateway_messages_screened_total{outcome="flagged",tenant="acme"}'] == 1
     assert seen['gateway_errors_total{code="rate_limited"}'] == 1
     assert seen['gateway_errors_total{code="other"}'] == 1
     assert seen['gateway_upstream_oddities_total{kind="no_finish_reason"}'] == 1
@@ -271,6 +274,8 @@ def abuse(metrics: Metrics, word: str, number: int) -> None:
     metrics.reader_lagged(word)
     metrics.limit_refused(word, word)
     metrics.limit_refused("acme", word)
+    metrics.message_screened(word, word)
+    metrics.message_screened("acme", word)
     metrics.feedback_given(word, word, number)
     metrics.upstream_oddity(word)
     metrics.upstream.connect_failed(word)
@@ -324,6 +329,8 @@ def fill(metrics: Metrics, tenants: Mapping[str, Collection[str]] = TENANTS) -> 
                 metrics.feedback_given(tenant, persona, score)
         for n in range(40):
             metrics.limit_refused(tenant, f"limit{n}")
+        for screened in (*SCREENED, "other"):
+            metrics.message_screened(tenant, screened)
     for label in ("default", "acme"):
         metrics.vendor_keys.key_found(label)
     for label in ("default", "acme", "other"):
