@@ -1,4 +1,4 @@
-"""The command line: ``serve``, ``demo``, ``check``, ``keys``, ``tokens``, ``tenants``, ``simulate``."""
+"""The command line: ``serve``, ``demo``, ``check``, ``keys``, ``tokens``, ``tenants``, ``simulate``, ``chat``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from gateway import __version__
 from gateway.access import keys, tokens
+from gateway.chat.command import chat
 from gateway.commands import CONFIG, REDIS_URL, load_settings, perform
 from gateway.simulator.command import simulate
 from gateway.tenant_commands import tenants
@@ -185,7 +186,7 @@ def check(config: Path | None, redis_url: str | None) -> None:
         sys.exit(1)
 
 
-for group in (keys, tokens, tenants, simulate):
+for group in (keys, tokens, tenants, simulate, chat):
     main.add_command(group)
 
 

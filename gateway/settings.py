@@ -62,7 +62,9 @@ ENV_SHORT = {
 }
 CONFIG_ENV = "GATEWAY_CONFIG"
 # What `--env-file` writes; a shell that has sourced such a file must still be able to start a gateway.
-NOT_SETTINGS = frozenset({"GATEWAY_URL", "GATEWAY_INTERNAL_URL", "GATEWAY_SECRET_KEY", "GATEWAY_PUBLISHABLE_KEY"})
+NOT_SETTINGS = frozenset(
+    {"GATEWAY_URL", "GATEWAY_INTERNAL_URL", "GATEWAY_SECRET_KEY", "GATEWAY_PUBLISHABLE_KEY", "GATEWAY_TOKEN"}
+)
 # Kubernetes puts these into every container for each Service of the namespace; a Service named "gateway" or
 # "hyperleap-gateway" makes them begin with our prefixes.
 SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
