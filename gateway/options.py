@@ -202,6 +202,9 @@ class TurnSettings(Section, frozen=True, kw_only=True):
     conversation_ttl_s: Annotated[Seconds, doc("A cached conversation is kept this long after its last use")] = (
         604_800.0
     )
+    chat_ttl_s: Annotated[
+        Seconds, doc("Where a chat that a client named is held is remembered this long after its last use")
+    ] = 7_776_000.0
     append_interval_s: Annotated[
         Seconds, doc("A live turn's log is written this often; 0.1 to 0.25 is sensible", le=5)
     ] = 0.25

@@ -87,6 +87,9 @@ class Keys:
         digest = hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()[:40]
         return f"{self.prefix}creation:{digest}"
 
+    def chat(self, digest: str) -> str:
+        return f"{self.prefix}chat:{digest}"
+
     def limit(self, key: str) -> str:
         return f"{self.prefix}lim:{key}"
 
