@@ -18,8 +18,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Final
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_writer import StreamWriter
@@ -30,7 +30,7 @@ from gateway.core.identity import Door
 from gateway.protocol.native import encode_json, encode_sse, problem
 from gateway.protocol.sse import encode_comment, encode_event, encode_retry
 from gateway.services.subscriptions import Subscription
-from gateway.services.window import Batch
+from gateway.services.window import Batch, Encoder
 from gateway.telemetry.logging import event as log_event
 from gateway.transports.edge import EDGE, PRINCIPAL, REQUEST_ID, REVOKED_S, origin_of
 from gateway.transports.pulse import BEATS_PER_PERIOD
@@ -64,14 +64,21 @@ class _Response(web.StreamResponse):
     _send_headers_immediately = False
 
 
+NOTHING_MORE: Final[Mapping[str, str]] = {}
+
+
 class SseStream:
     """A Sink over one HTTP response. ``open`` it, ``deliver`` a subscription, and leave the rest to aiohttp."""
 
-    def __init__(self, request: web.Request, turn_id: str) -> None:
+    comes_back: ClassVar[bool] = True  # the client comes back for the rest, when it is sent away between two events
+    encoders: ClassVar[tuple[Encoder, Encoder]] = (encode_plain, encode_chunked)  # of a plain body, of a chunked one
+    _closing: Callable[[Entry], bytes] | None = None  # encodes the ending, where a dialect's encoder does not
+
+    def __init__(self, request: web.Request, turn_id: str, headers: Mapping[str, str] = NOTHING_MORE) -> None:
         self._request = request
         self._edge = request.app[EDGE]
         self._chunked = request.version >= HttpVersion11
-        self._encoder = encode_chunked if self._chunked else encode_plain
+        self._encoder = self.encoders[self._chunked]
         writer = request.writer
         assert isinstance(writer, StreamWriter)
         self._writer = writer
@@ -91,6 +98,7 @@ class SseStream:
                 hdrs.CACHE_CONTROL: "no-store",
                 "X-Accel-Buffering": "no",
                 "x-turn-id": turn_id,
+                **headers,
             }
         )
 
@@ -105,7 +113,7 @@ class SseStream:
             raise ConnectionResetError("client left before the stream began")
         self._transport: asyncio.WriteTransport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        self._begun = self._take_headers() + self._framed(encode_retry(self._edge.rules.retry_ms) + OPEN)
+        self._begun = self._take_headers() + self._framed(self._opening())
         self._loop.call_soon(self._begin)  # unless an event takes it along before
         metrics = self._edge.metrics
         metrics.stream_opened("sse")
@@ -158,6 +166,8 @@ class SseStream:
             self._let_go()
             return True
         data = batch.encoded(self._encoder)
+        if batch.ends and self._closing is not None:
+            data += self._framed(self._closing(batch.entries[-1])) + (LAST_CHUNK if self._chunked else b"")
         if self._begun:
             data, self._begun = self._begun + data, b""
         transport.write(data)
@@ -190,7 +200,7 @@ class SseStream:
 
     async def leave(self) -> None:
         """End the stream between two events, with the time after which to come back for the rest."""
-        if self._subscription is not None:
+        if self.comes_back and self._subscription is not None:
             self._subscription.leave()
 
     async def shut(self) -> None:
@@ -204,6 +214,10 @@ class SseStream:
             self._lost = error
             self._cut_off = self._loop.call_later(REVOKED_S, self._transport.abort)
             self._subscription.leave()
+
+    def _opening(self) -> bytes:
+        """Return what a stream begins with; it is never empty."""
+        return encode_retry(self._edge.rules.retry_ms) + OPEN
 
     def _take_headers(self) -> bytes:
         """Take the headers that aiohttp has made and not sent."""
@@ -232,8 +246,10 @@ class SseStream:
     def _tell(self, error: GatewayError) -> None:
         """An error of the connection itself, after its beginning: an event without an id, so no cursor moves."""
         self._edge.metrics.error_sent(error.code)
-        body = encode_json(problem(error, self._request.get(REQUEST_ID)))
-        self._put(encode_event(body, event="stream.error", id=None))
+        self._put(self._told(error))
+
+    def _told(self, error: GatewayError) -> bytes:
+        return encode_event(encode_json(problem(error, self._request.get(REQUEST_ID))), event="stream.error", id=None)
 
     def beat(self) -> None:
         """Write a comment where nothing else was written for a whole period, or an eighth less."""
