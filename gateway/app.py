@@ -19,6 +19,7 @@ from gateway.services.admission import Admission
 from gateway.services.answers import Answers
 from gateway.services.auth import Auth
 from gateway.services.changes import Changes
+from gateway.services.chats import Chats
 from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
 from gateway.services.desk import Desk
@@ -57,6 +58,7 @@ from gateway.services.vendor_copy import AfterLoss, VendorCopies
 from gateway.services.vendor_gate import VendorGate
 from gateway.services.watches import Watches
 from gateway.settings import Settings
+from gateway.store.chats import RedisChats
 from gateway.store.conversations import RedisConversations
 from gateway.store.creations import RedisCreationKeys
 from gateway.store.event_log import RedisEventLog
@@ -72,7 +74,19 @@ from gateway.store.tenants import RedisKeys, RedisTenants
 from gateway.store.threads import RedisThreads
 from gateway.store.uses import RedisUses
 from gateway.telemetry.metrics import Metrics
-from gateway.transports import admin, conversations, docs, middleware, ops, page, tickets, turns, websocket
+from gateway.transports import (
+    admin,
+    ag_ui,
+    ai_sdk,
+    conversations,
+    docs,
+    middleware,
+    ops,
+    page,
+    tickets,
+    turns,
+    websocket,
+)
 from gateway.transports.edge import EDGE, Edge, EdgeRules
 from gateway.transports.hyperleap import chats as hyperleap_chats
 from gateway.transports.hyperleap import conversations as hyperleap_conversations
@@ -285,6 +299,14 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     sessions = Sessions(auth)
     thread_store = RedisThreads(redis, ttl_s=rules.conversation_ttl_s, key_ttl_s=rules.idempotency_ttl_s)
     changes = Changes(owned, store, vendor, operations, admission)
+    chat_store = RedisChats(redis, ttl_s=rules.chat_ttl_s)
+    subscriptions = Subscriptions(
+        roster=roster,
+        log=log,
+        following=following,
+        conversations=owned,
+        settling=lambda: redis.healthy_s() < rules.lease_s,
+    )
     edge = Edge(
         auth=auth,
         sessions=sessions,
@@ -292,15 +314,10 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         changes=changes,
         feedback=FeedbackService(owned, store, vendor, admission, metrics),
         turns=turns_service,
-        subscriptions=Subscriptions(
-            roster=roster,
-            log=log,
-            following=following,
-            conversations=owned,
-            settling=lambda: redis.healthy_s() < rules.lease_s,
-        ),
+        subscriptions=subscriptions,
         threads=Threads(thread_store, owned, turns_service, log, pepper=secrets.pepper),
         answers=Answers(log, owned, thread_store),
+        chats=Chats(chat_store, owned, turns_service, subscriptions, log, pepper=secrets.pepper),
         watches=watches,
         metrics=metrics,
         rules=_edge_rules(settings),
@@ -371,8 +388,10 @@ def public_app(edge: Edge, hyperleap_services: HyperleapServices, *, with_page: 
     app[middleware.REFUSALS] = (
         (openai_door.PATHS, openai_door.refusal),
         (hyperleap_door.PATHS, hyperleap_door.refusal),
+        (ai_sdk.PATHS, ai_sdk.refusal),
+        (ag_ui.PATHS, ag_ui.refusal),
     )
-    for door in (conversations, turns, tickets, websocket, chat, responses, models, docs):
+    for door in (conversations, turns, tickets, websocket, chat, responses, models, ai_sdk, ag_ui, docs):
         app.add_routes(door.routes)
     if with_page:
         app.add_routes(page.routes)

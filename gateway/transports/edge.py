@@ -20,6 +20,7 @@ from gateway.protocol.native import decode_body, encode_json
 from gateway.services.answers import Answers
 from gateway.services.auth import Auth
 from gateway.services.changes import Changes
+from gateway.services.chats import Chats
 from gateway.services.conversations import Conversations
 from gateway.services.feedback import FeedbackService
 from gateway.services.sessions import Sessions
@@ -99,6 +100,7 @@ class Edge:
     subscriptions: Subscriptions
     threads: Threads
     answers: Answers
+    chats: Chats
     watches: Watches
     metrics: Metrics
     rules: EdgeRules

@@ -50,8 +50,8 @@ REQUEST_HEADERS: Final = (
     + OPENAI_HEADERS
 )
 EXPOSED: Final = (
-    "location, preference-applied, retry-after, traceparent, x-conversation-id, x-request-id, x-should-retry, "
-    f"x-turn-id, {LIMITS_EXPOSED}"
+    "location, preference-applied, retry-after, traceparent, x-conversation-id, x-error-code, x-request-id, "
+    f"x-should-retry, x-turn-id, x-vercel-ai-ui-message-stream, {LIMITS_EXPOSED}"
 )
 PREFLIGHT_MAX_AGE_S: Final = 600
 

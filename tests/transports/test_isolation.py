@@ -58,6 +58,9 @@ def _at(path: str, owner: int | None, **headers: str) -> Attempt:
 HI: Final = {"message": "Hi #tokens=1 #rate=0"}
 ASYNC: Final = {"Prefer": "respond-async"}
 SCORE: Final = {"score": 1}
+SAID: Final = {"role": "user", "parts": [{"type": "text", "text": HI["message"]}]}
+RUN: Final = {"runId": "r", "messages": [{"role": "user", "content": HI["message"]}]}
+LONG: Final = "Hi #tokens=3000 #rate=20"
 REFERENCE: Final = {"type": "item_reference", "id": "msg_{turn}"}
 ASKED: Final = {"model": "{persona}", "input": HI["message"]}
 PROMPT_ID: Final = "7c0d7c8e-1111-4d53-9a52-0d1d6a7f0001"
@@ -205,6 +208,26 @@ ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
     ("DELETE", "/v1/responses/{response_id}"): (
         _at("/v1/responses/resp_{running}", None),
         _at("/v1/responses/resp_{turn}", 200),
+    ),
+    ("POST", "/api/chat"): (
+        Attempt("/api/chat", 200, {"id": "{told_chat}", "message": SAID}, begins=True, of_user=True),
+    ),
+    ("GET", "/api/chat/{chat_id}"): (
+        Attempt("/api/chat/{chat}", 200, of_user=True),
+        Attempt("/api/chat/{busy_chat}", 200, of_user=True),
+    ),
+    ("GET", "/api/chat/{chat_id}/stream"): (
+        Attempt("/api/chat/{chat}/stream", 204, of_user=True),
+        Attempt("/api/chat/{busy_chat}/stream", 200, of_user=True),
+    ),
+    ("POST", "/api/chat/{chat_id}/stop"): (
+        Attempt("/api/chat/{chat}/stop", 200, of_user=True),
+        Attempt("/api/chat/{busy_chat}/stop", 200, of_user=True),
+    ),
+    ("POST", "/v1/ag-ui"): (Attempt("/v1/ag-ui", 200, RUN | {"threadId": "{told_thread}"}, begins=True, of_user=True),),
+    ("POST", "/v1/ag-ui/{thread_id}/stop"): (
+        Attempt("/v1/ag-ui/{thread}/stop", 200, of_user=True),
+        Attempt("/v1/ag-ui/{busy_thread}/stop", 200, of_user=True),
     ),
     ("POST", "/v1/turns/{turn_id}/stop"): (_at("/v1/turns/{turn}/stop", 200), _at("/v1/turns/{running}/stop", 200)),
     ("POST", "/v1/tickets"): (
@@ -481,7 +504,8 @@ async def house(start_gateway: StartGateway, sign_in: SignIn, monkeypatch: pytes
         "conversation": conversation,
         "busy": busy,
         "turn": ending.turn_id,
-        "running": await client.start(busy, "Hi #tokens=3000 #rate=20"),
+        "running": await client.start(busy, LONG),
+        **await chats(client),
         "message": ending.data["message_id"],
         "key": key,
         "page": page,
@@ -491,6 +515,22 @@ async def house(start_gateway: StartGateway, sign_in: SignIn, monkeypatch: pytes
     }
     nobodys = running.gateway.auth.tokens.visitor_id(TenantId(f"t-{uuid.uuid4().hex[:12]}"), f"anon-{uuid.uuid4()}")
     return House(running, StoreSpy(running.gateway.redis, monkeypatch), owner, askers, things, nobodys)
+
+
+async def chats(client: Client) -> Things:
+    """Hold chats and threads: some to be told something, for whoever does that has one of the name himself then."""
+    named: Things = {}
+    for words, prefix in ((HI["message"], ""), (HI["message"], "told_"), (LONG, "busy_")):
+        named |= {prefix + what: uuid.uuid4().hex for what in ("chat", "thread")}
+        said = {"role": "user", "parts": [{"type": "text", "text": words}]}
+        run = {"runId": "r", "threadId": named[f"{prefix}thread"], "messages": [{"role": "user", "content": words}]}
+        for path, body in (("/api/chat", {"id": named[f"{prefix}chat"], "message": said}), ("/v1/ag-ui", run)):
+            url = client.running.url + path
+            async with client.running.http.post(url, json=body, headers=client.headers) as response:
+                assert response.status == 200
+                if words != LONG:
+                    await response.read()
+    return named
 
 
 async def finished(client: Client, conversation: str, key: str) -> Event:

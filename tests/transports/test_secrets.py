@@ -94,6 +94,16 @@ async def varied_session(running: Running, client: Client) -> list[bytes]:
     await call("POST", "/v1/responses", {"model": "default", "input": PROMPT, "previous_response_id": client.token})
     await call("POST", "/v1/responses", {"model": "default", "input": f"{PROMPT} #fault=500", "stream": True})
     await call("GET", f"/v1/responses/{client.token}")
+    spoken = {"role": "user", "parts": [{"type": "text", "text": ANSWER}]}
+    for more in ({}, {PROMPT: 1}, {"persona": PROMPT}, {"trigger": PROMPT}, {"replacements": {PROMPT: PROMPT}}):
+        await call("POST", "/api/chat", {"id": f"chat {PROMPT}", "messages": [spoken], **more})
+    await call("POST", "/api/chat", {"id": "c", "messages": [{"role": PROMPT, "parts": [{"type": PROMPT}]}]})
+    for path in (f"/api/chat/{PROMPT}/stream", f"/api/chat/{client.token}"):
+        await call("GET", path)
+    run = {"threadId": "t", "runId": "r", "messages": [{"role": "user", "content": ANSWER}]}
+    await call("POST", "/v1/ag-ui", run)
+    await call("POST", "/v1/ag-ui", run | {"forwardedProps": {PROMPT: PROMPT}})
+    await call("POST", "/v1/ag-ui", run | {"messages": [{"role": PROMPT}]})
     for token in (client.token, client.token + "x", running.secret_key):
         async with running.http.ws_connect(
             f"{running.url}/v1/ws", protocols=("hyperleap.chat.v1", f"hgt.{token}")
