@@ -95,6 +95,7 @@ from gateway.transports.hyperleap import judgements as hyperleap_judgements
 from gateway.transports.hyperleap.door import Services as HyperleapServices
 from gateway.transports.openai import chat, models, responses
 from gateway.transports.openai import door as openai_door
+from gateway.transports.openapi.doors import described
 from gateway.upstream.client import HyperleapClient
 from gateway.upstream.key_files import KeyFiles
 from gateway.upstream.key_sets import HttpKeySets
@@ -397,6 +398,7 @@ def public_app(edge: Edge, hyperleap_services: HyperleapServices, *, with_page: 
         app.add_routes(page.routes)
     for room in (hyperleap_chats, hyperleap_conversations, hyperleap_judgements):
         app.add_routes(room.routes())
+    app[docs.REFERENCE] = docs.Reference(described(with_page=with_page))
     edge.metrics.know_routes(resource.canonical for resource in app.router.resources())
     return app
 

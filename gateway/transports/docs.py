@@ -1,33 +1,133 @@
-"""The reference pages at ``/docs``, as they are kept beside the code."""
+"""The reference pages at ``/docs`` and the API's description at ``/openapi.json``.
+
+Pages are Markdown beside the code, and one is made of the description. They are turned into HTML when they are first
+asked for, which takes some milliseconds, and then kept. Nothing on them is from elsewhere, and no script runs.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import hdrs, web
 
 from gateway.core.errors import Code, GatewayError
+from gateway.protocol.native import encode_json
+from gateway.transports.openapi.document import document
+from gateway.transports.openapi.http_page import http_page
+from gateway.transports.openapi.operation import Door
 
 ROOT: Final = Path(__file__).parent.parent / "docs"
+POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+# Names are looked up here, never joined to a path: whatever a request asks for, only these files can be opened.
+FILES: Final = {path.stem: path for path in sorted(ROOT.glob("*.md"))}
+HTTP: Final = "http"  # the page that is made of the description
+STYLE: Final = (ROOT / "style.css").read_bytes()
 
 routes = web.RouteTableDef()
 
 
+class Reference:
+    """The pages of one application, made of its doors' entries and of the files."""
+
+    def __init__(self, doors: Sequence[Door]) -> None:
+        self.doors = doors
+        self._document: Mapping[str, Any] | None = None
+        self._made: dict[str, bytes] = {}
+
+    async def description(self) -> bytes:
+        """Return the OpenAPI document."""
+        return await self._once("description", lambda: encode_json(self._described()))
+
+    async def source(self, name: str) -> bytes:
+        """Return a page as Markdown; raises GatewayError(not_found)."""
+        if name != HTTP and name not in FILES:
+            raise GatewayError(Code.NOT_FOUND)
+        return await self._once(f"{name}.md", lambda: self._markdown(name).encode())
+
+    async def page(self, name: str) -> bytes:
+        """Return a page as HTML; raises GatewayError(not_found)."""
+        if name != HTTP and name not in FILES:
+            raise GatewayError(Code.NOT_FOUND)
+        return await self._once(name, lambda: self._html(name))
+
+    async def index(self) -> bytes:
+        """Return the list of pages as HTML."""
+        return await self._once("", lambda: self._html(None))
+
+    async def _once(self, name: str, make: Callable[[], bytes]) -> bytes:
+        if name not in self._made:  # two who ask at once make it twice, which is no harm
+            self._made[name] = await asyncio.to_thread(make)
+        return self._made[name]
+
+    def _described(self) -> Mapping[str, Any]:
+        if self._document is None:
+            self._document = document(self.doors)
+        return self._document
+
+    def _markdown(self, name: str) -> str:
+        return http_page(self._described()) if name == HTTP else FILES[name].read_text("utf-8")
+
+    def _html(self, name: str | None) -> bytes:
+        from gateway.transports.rendering import listed, rendered, title_of  # a start need not wait for Markdown
+
+        titles = {one: title_of(self._markdown(one)) for one in sorted([HTTP, *FILES])}
+        text = self._markdown(name) if name is not None else listed(titles)
+        return rendered(text, titles, name).encode()
+
+
+REFERENCE: Final = web.AppKey("reference", Reference)
+
+
+@routes.get("/openapi.json")
+async def describe(request: web.Request) -> web.Response:
+    """Answer the API's description."""
+    answer = _answer(await request.app[REFERENCE].description(), "application/json")
+    answer.enable_compression()
+    return answer
+
+
 @routes.get("/docs")
-async def index(_: web.Request) -> web.Response:
+async def index(request: web.Request) -> web.Response:
     """List the pages."""
-    lines = [f"- [{path.stem}](/docs/{path.stem})" for path in sorted(ROOT.glob("*.md"))]
-    return _page("# hyperleap-gateway\n\n" + "\n".join(lines) + "\n")
+    return _answer(await request.app[REFERENCE].index(), "text/html")
+
+
+@routes.get("/docs/style.css")
+async def style(_: web.Request) -> web.Response:
+    return _answer(STYLE, "text/css")
+
+
+@routes.get("/docs/{name:[a-z0-9-]+}.md")
+async def source(request: web.Request) -> web.Response:
+    """Answer a page as it is kept."""
+    return _answer(await request.app[REFERENCE].source(request.match_info["name"]), "text/markdown")
 
 
 @routes.get("/docs/{name:[a-z0-9-]+}")
 async def page(request: web.Request) -> web.Response:
-    path = ROOT / f"{request.match_info['name']}.md"
-    if not path.is_file():
-        raise GatewayError(Code.NOT_FOUND)
-    return _page(path.read_text("utf-8"))
+    return _answer(await request.app[REFERENCE].page(request.match_info["name"]), "text/html")
 
 
-def _page(text: str) -> web.Response:
-    return web.Response(text=text, content_type="text/markdown", headers={hdrs.CACHE_CONTROL: "no-cache"})
+def _answer(body: bytes, content_type: str) -> web.Response:
+    return web.Response(
+        body=body,
+        content_type=content_type,
+        charset="utf-8" if content_type.startswith("text/") else None,
+        headers={
+            hdrs.CACHE_CONTROL: "no-cache",
+            "Content-Security-Policy": POLICY,
+            "Referrer-Policy": "no-referrer",
+        },
+    )
