@@ -65,6 +65,10 @@ HEADERS: Final[Mapping[str, Schema]] = {
     "Preference-Applied": {"description": "`respond-async`.", "schema": {"const": "respond-async"}},
     "x-turn-id": {"description": "The turn.", "schema": {"type": "string", "format": "uuid"}},
     "x-conversation-id": {"description": "The conversation.", "schema": {"type": "string", "format": "uuid"}},
+    "x-should-retry": {
+        "description": "`true` where the same request may succeed.",
+        "schema": {"enum": ["true", "false"]},
+    },
     "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}},
     "WWW-Authenticate": {"description": "`Bearer`, with the code as its error.", "schema": TEXT},
     "Upgrade": {"description": "`websocket`.", "schema": {"const": "websocket"}},
@@ -189,14 +193,14 @@ def _answer(answer: Answer, limits: Sequence[str]) -> dict[str, Any]:
 
 
 def _refusal(refusals: Refusals, status: int, codes: Sequence[Code], limits: Sequence[str]) -> dict[str, Any]:
-    told = [*EVERY, *limits]
+    told = [*EVERY, *refusals.headers, *limits]
     if any(WIRE[code].retryable for code in codes):
         told.append("Retry-After")
     if status == 401:
         told.append("WWW-Authenticate")
     if Code.UPGRADE_REQUIRED in codes:
         told.append("Upgrade")
-    words = "\n".join(f"- `{code}`: {WIRE[code].title}" for code in codes)
+    words = "\n".join(f"- `{refusals.code(code)}`: {WIRE[code].title}" for code in codes)
     content = {refusals.content_type: {"schema": refusals.schema(codes)}}
     unread = [code for code in codes if code in UNREAD]
     if unread and refusals.content_type != PROBLEM.content_type:  # no door has seen it

@@ -110,13 +110,16 @@ class Operation:
 class Refusals:
     """How a door tells errors: their content type, the status of each, and the schema of one that may be any of some.
 
-    ``types`` are those that the schema refers to.
+    ``types`` are those that the schema refers to, ``headers`` those of every error, beside what every answer has.
+    ``code`` is how the door writes a code.
     """
 
     content_type: str
     status: Callable[[Code], int]
     schema: Callable[[Sequence[Code]], Schema]
     types: Sequence[Any] = ()
+    headers: Sequence[str] = ()
+    code: Callable[[Code], str] = str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
