@@ -45,6 +45,12 @@ SECURITY: Final[Mapping[str, Schema]] = {
         "bearerFormat": "hgp_…",
         "description": "A tenant's publishable key, from an origin that the tenant lists.",
     },
+    "hyperleap_header": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-hl-api-key",
+        "description": "The drop-in takes what it takes as a bearer token here too, where Hyperleap's key was.",
+    },
     "ticket": {
         "type": "apiKey",
         "in": "query",
@@ -165,6 +171,10 @@ def _operation(door: Door, operation: Operation) -> dict[str, Any]:
     for status, codes in _by_status(door.refusals, (*operation.errors, *ANY)):
         assert str(status) not in responses, f"{operation.id}: {status} is an answer and an error"
         responses[str(status)] = _refusal(door.refusals, status, codes, limits)
+    if door.refusals.vendors:
+        content = {door.refusals.content_type: {"schema": schema(door.refusals.types[0])}}
+        told = {"description": "Hyperleap's own refusal.", "headers": _headers((*EVERY, *limits)), "content": content}
+        responses |= {"4XX": told, "5XX": told}
     entry["responses"] = dict(sorted(responses.items()))
     return entry
 

@@ -111,7 +111,7 @@ class Refusals:
     """How a door tells errors: their content type, the status of each, and the schema of one that may be any of some.
 
     ``types`` are those that the schema refers to, ``headers`` those of every error, beside what every answer has.
-    ``code`` is how the door writes a code.
+    ``code`` is how the door writes a code. ``vendors`` says that it tells Hyperleap's own statuses, whatever they are.
     """
 
     content_type: str
@@ -120,6 +120,7 @@ class Refusals:
     types: Sequence[Any] = ()
     headers: Sequence[str] = ()
     code: Callable[[Code], str] = str
+    vendors: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
