@@ -1,4 +1,5 @@
-"""The chat page at ``/``: static files under a strict content security policy."""
+"""The chat page at ``/``, and the client that other sites load: static files, the page under a strict
+content security policy."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ CONTENT_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".ts": "text/plain; charset=utf-8",  # types to read and to save; no browser runs them
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
 }
@@ -37,12 +39,21 @@ FILES: Final = {
     if path.suffix in CONTENT_TYPES and path.is_file()
 }
 
+SHARED: Final = frozenset({".js", ".ts"})  # what pages of any origin may load, as a module or under COEP
+EMBEDDED: Final = {f"/{name}": f"embed/{name}" for name in ("client.js", "client.d.ts")}
+
 routes = web.RouteTableDef()
 
 
 @routes.get("/")
 async def index(request: web.Request) -> web.StreamResponse:
     return _file("index.html")
+
+
+@routes.get("/client.js")
+@routes.get("/client.d.ts")
+async def embedded(request: web.Request) -> web.StreamResponse:
+    return _file(EMBEDDED[request.path])
 
 
 @routes.get("/page/{path:.+}")
@@ -54,13 +65,15 @@ def _file(name: str) -> web.FileResponse:
     path = FILES.get(name)
     if path is None:
         raise GatewayError(Code.NOT_FOUND)
+    shared = {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*", "Cross-Origin-Resource-Policy": "cross-origin"}
     return web.FileResponse(
         path,
         headers={
             hdrs.CONTENT_TYPE: CONTENT_TYPES[path.suffix],
-            hdrs.CACHE_CONTROL: "no-cache",
+            hdrs.CACHE_CONTROL: "no-cache",  # asked for again each time (a 304): all files are of one version
             "Content-Security-Policy": POLICY,
             "Referrer-Policy": "no-referrer",
             "Cross-Origin-Opener-Policy": "same-origin",
+            **(shared if path.suffix in SHARED else {}),
         },
     )

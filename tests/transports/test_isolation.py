@@ -241,6 +241,8 @@ ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
     ("GET", "/docs/{name}"): "the same for everybody",
     ("GET", "/"): "the same for everybody",
     ("GET", "/page/{path}"): "the same for everybody",
+    ("GET", "/client.js"): "the same for everybody",
+    ("GET", "/client.d.ts"): "the same for everybody",
 }
 
 Fields = dict[str, str]
