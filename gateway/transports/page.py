@@ -1,4 +1,4 @@
-"""The chat page at ``/``, and the client that other sites load: static files, the page under a strict
+"""The chat page at ``/``, and the client and the widget that other sites load: static files, the page under a strict
 content security policy."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FILES: Final = {
 }
 
 SHARED: Final = frozenset({".js", ".ts"})  # what pages of any origin may load, as a module or under COEP
-EMBEDDED: Final = {f"/{name}": f"embed/{name}" for name in ("client.js", "client.d.ts")}
+EMBEDDED: Final = {f"/{name}": f"embed/{name}" for name in ("client.js", "client.d.ts", "widget.js")}
 
 routes = web.RouteTableDef()
 
@@ -52,6 +52,7 @@ async def index(request: web.Request) -> web.StreamResponse:
 
 @routes.get("/client.js")
 @routes.get("/client.d.ts")
+@routes.get("/widget.js")
 async def embedded(request: web.Request) -> web.StreamResponse:
     return _file(EMBEDDED[request.path])
 
@@ -70,7 +71,7 @@ def _file(name: str) -> web.FileResponse:
         path,
         headers={
             hdrs.CONTENT_TYPE: CONTENT_TYPES[path.suffix],
-            hdrs.CACHE_CONTROL: "no-cache",  # asked for again each time (a 304): all files are of one version
+            hdrs.CACHE_CONTROL: "no-cache",  # asked for again each time (a 304): widget and client are of one version
             "Content-Security-Policy": POLICY,
             "Referrer-Policy": "no-referrer",
             "Cross-Origin-Opener-Policy": "same-origin",

@@ -92,6 +92,8 @@ def test_client_tries_again_what_the_table_says(node: str) -> None:
     [
         ("/client.js", "text/javascript"),
         ("/client.d.ts", "text/plain"),
+        ("/widget.js", "text/javascript"),
+        ("/page/embed/bubble.js", "text/javascript"),
         ("/page/problems.js", "text/javascript"),
     ],
 )

@@ -32,14 +32,14 @@ class Demo:
 
 
 @contextmanager
-def running_demo(folder: Path) -> Iterator[Demo]:
-    """Start the demo with everything it keeps under ``folder``; end it with SIGTERM."""
+def running_demo(folder: Path, **settings: str) -> Iterator[Demo]:
+    """Start the demo, with settings by their names and everything it keeps under ``folder``; end it with SIGTERM."""
     env_file, log = folder / "demo.env", folder / "demo.log"
     ports = ("--port", "0", "--internal-port", "0")
     command = [sys.executable, "-m", "gateway", "demo", *ports, "--env-file", str(env_file)]
     foreign = ("GATEWAY_", "HYPERLEAP_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    environment["GATEWAY_DATA_DIR"] = str(folder / "data")
+    environment |= {"GATEWAY_DATA_DIR": str(folder / "data"), **settings}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment)
         try:

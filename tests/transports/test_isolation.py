@@ -243,6 +243,7 @@ ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
     ("GET", "/page/{path}"): "the same for everybody",
     ("GET", "/client.js"): "the same for everybody",
     ("GET", "/client.d.ts"): "the same for everybody",
+    ("GET", "/widget.js"): "the same for everybody",
 }
 
 Fields = dict[str, str]
