@@ -19,7 +19,7 @@ from tests.conftest import PERSONA_ID, TENANT_TOML, Running, StartGateway
 from tests.test_commands import STEP_S, chat, ports, run
 from tests.test_supervisor import workers
 
-pytestmark = pytest.mark.parametrize("sockets", [True, False], ids=["ws", "sse"])
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("sockets", [True, False], ids=["ws", "sse"])]
 SLOWLY = "How do I reset my password? #tokens=150 #rate=100"
 
 

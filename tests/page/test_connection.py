@@ -10,7 +10,7 @@ from playwright.async_api import Request, Route, WebSocket, WebSocketRoute, expe
 from tests.page.conftest import Arrive
 from tests.page.demo import Demo
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 WORDS = " ".join(f"w{i:03}" for i in range(120))
 NO_SOCKETS = """window.WebSocket = class {

@@ -11,7 +11,7 @@ from tests.client.cutter import Cutter
 from tests.page.conftest import Arrive
 from tests.page.demo import Demo
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 MESSAGE = "How do I reset my password? #tokens=150 #rate=60"
 ENTER = """

@@ -16,7 +16,7 @@ from gateway.simulator.answers import answer as said
 from tests.page.demo import Demo, running_demo
 from tests.page.visitor import WATCH_POLICY
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 SITE = """<!doctype html><html lang="en"><head><title>A shop</title><meta name="viewport" content="width=device-width">
 <script src="{url}/widget.js" data-key="{key}" data-persona="default" data-title="Ask us"

@@ -169,7 +169,7 @@ async def test_pool_timeout_when_every_stream_is_taken() -> None:
     timeout = httpx.Timeout(PATIENCE_S, pool=SOON_S)
     settings = replace(SETTINGS, max_connections=1)
     async with client_of(handler, timeout=timeout, settings=settings, limit=1) as (peer, client):
-        first = asyncio.create_task(client.get("/"))
+        first = asyncio.create_task(client.get("/", timeout=PATIENCE_S))
         await peer.until(lambda: len(peer.exchanges) == 1)
         with pytest.raises(httpx.PoolTimeout):
             await client.get("/")
