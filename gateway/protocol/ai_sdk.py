@@ -56,7 +56,7 @@ class UiMessage(msgspec.Struct):
     id: str = ""
 
 
-class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
+class UiChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     """POST /api/chat, as ``DefaultChatTransport`` sends it, or with the last ``message`` alone.
 
     ``persona``, ``replacements`` and ``metadata`` are the gateway's own; the latter two count when the chat is opened.
@@ -81,7 +81,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
         return self.trigger == "regenerate-message" or self.message_id is not None
 
 
-def lines_of(body: ChatRequest) -> list[Line]:
+def lines_of(body: UiChatRequest) -> list[Line]:
     """Return what was said, the user's message last.
 
     Raises GatewayError: unsupported_parameter for what Hyperleap cannot be given, and missing_field, wrong_type and

@@ -68,6 +68,7 @@ class ConversationListed(msgspec.Struct):
     persona: str | None
     status: str | None
     name: str | None
+    active: Annotated[bool, Meta(description="Hyperleap's switch.")]
     created_at: str | None
     active_turn_id: Id | None
     messages_unavailable: Literal[True] | UnsetType = UNSET
@@ -133,6 +134,16 @@ class Problem(msgspec.Struct):
     text: Annotated[str, Meta(description="What there is of that turn's answer.")] | UnsetType | None = UNSET
     usage: Usage | UnsetType = UNSET
     message_id: str | UnsetType | None = UNSET
+    categories: (
+        Annotated[list[str], Meta(description="With `message_flagged`: as Hyperleap names them.")] | UnsetType
+    ) = UNSET
+    cause: Annotated[Code, Meta(description="With `moderation_unavailable`: why no judgement came.")] | UnsetType = (
+        UNSET
+    )
+    changed: (
+        Annotated[list[str], Meta(description="Of several changes, those that were made before one failed.")]
+        | UnsetType
+    ) = UNSET
     limits: (
         Annotated[list[LimitStands], Meta(description="In WebSocket frames: where the limits stand.")] | UnsetType
     ) = UNSET

@@ -41,7 +41,7 @@ async def send(request: web.Request) -> web.StreamResponse:
 
 async def _begin(request: web.Request, principal: Principal) -> Begun:
     """Read what is asked and begin to answer it; apart, so that no list of messages is kept as long as the stream."""
-    body = await read_body(request, ai_sdk.ChatRequest)
+    body = await read_body(request, ai_sdk.UiChatRequest)
     ask = Ask(
         door=DOOR,
         chat_id=body.id,

@@ -24,7 +24,7 @@ from gateway.core.events import (
     TurnStarted,
     TurnStopped,
 )
-from gateway.protocol.ai_sdk import ChatRequest, encode_error, encode_parts, error_text, lines_of, ui_messages
+from gateway.protocol.ai_sdk import UiChatRequest, encode_error, encode_parts, error_text, lines_of, ui_messages
 from gateway.protocol.native import decode_body
 from gateway.protocol.sse import SseDecoder
 from tests.protocol.turn_logs import CITATION, CONVERSATION, PLACE, TURN, batches, ending_of, logs
@@ -154,8 +154,8 @@ def test_encoding_an_event_takes_five_microseconds_at_most() -> None:
 # --- what is sent -----------------------------------------------------------------------------------------------------
 
 
-def asked(**body: Any) -> ChatRequest:
-    return decode_body(msgspec.json.encode({"id": "c", **body}), ChatRequest)
+def asked(**body: Any) -> UiChatRequest:
+    return decode_body(msgspec.json.encode({"id": "c", **body}), UiChatRequest)
 
 
 def said(role: str, *parts: Any, id: str = "x") -> dict[str, Any]:
@@ -221,13 +221,13 @@ MESSAGES = st.fixed_dictionaries(
 
 
 @UNHURRIED
-@given(st.lists(MESSAGES, max_size=3) | JSON, st.dictionaries(st.sampled_from(ChatRequest.__struct_fields__), JSON))
+@given(st.lists(MESSAGES, max_size=3) | JSON, st.dictionaries(st.sampled_from(UiChatRequest.__struct_fields__), JSON))
 def test_any_body_is_read_or_refused_by_a_code(messages: Any, more: dict[str, Any]) -> None:
     """Nothing that can be sent is an error of the gateway's own, and what is read ends with the user's words."""
     refused: GatewayError | None = None
     lines: list[Line] = []
     try:
-        lines = lines_of(decode_body(msgspec.json.encode({"id": "c", "messages": messages, **more}), ChatRequest))
+        lines = lines_of(decode_body(msgspec.json.encode({"id": "c", "messages": messages, **more}), UiChatRequest))
     except GatewayError as error:
         refused = error
     assert 400 <= refused.wire.http < 500 if refused is not None else lines[-1].role == "user"

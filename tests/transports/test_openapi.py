@@ -18,8 +18,11 @@ from gateway.transports.edge import DECLARED_PROBLEM
 from gateway.transports.openapi import websocket_page
 from tests.conftest import Running, StartGateway
 from tests.transports.client import Answer, Client, Socket
+from tests.transports.dropin import toml
+from tests.transports.test_moderation import BAD as FLAGGED
 
 Json = dict[str, Any]
+OWN = ("x-turn-id", "x-conversation-id", "x-error-code", "x-should-retry", "x-vercel-ai-ui-message-stream")
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ class Described:
         response = operation["responses"][str(answer.status)]
         assert set(response["headers"]) >= {"x-request-id", "traceparent"}
         told = {name.lower() for name in response["headers"]}
-        named = {"location", "preference-applied", "retry-after", "x-turn-id", "upgrade", "www-authenticate"}
+        named = {"location", "preference-applied", "retry-after", "upgrade", "www-authenticate", *OWN}
         sent = {name.lower() for name in answer.headers}
         assert {name for name in sent if name in named or "ratelimit" in name} <= told
         content_type = answer.headers.get("Content-Type", "").partition(";")[0]
@@ -161,6 +164,8 @@ async def test_native_answers_have_the_members_that_are_described_and_no_other(
         "PUT", f"{one}/messages/{{message_id}}/feedback", await client.call("PUT", path + feedback, verdict)
     )
     described.check("GET", one, await client.call("GET", path))
+    for change in ({"name": "Buns", "active": False, "metadata": {}}, {}):
+        described.check("PATCH", one, await client.call("PATCH", path, change))
     described.check("GET", one, await client.call("GET", "/v1/conversations/x"))
     described.check("GET", "/v1/conversations", await client.call("GET", "/v1/conversations"))
     described.check("POST", "/v1/tickets", await client.call("POST", "/v1/tickets", {"path": "/v1/ws"}))
@@ -189,6 +194,66 @@ async def test_failed_turn_that_is_waited_for_is_told_as_described(description: 
     assert failed.status == 502
     assert failed.headers["Content-Type"].startswith(DECLARED_PROBLEM)
     Described(description).check("POST", "/v1/conversations/{conversation_id}/turns", failed)
+
+
+async def test_message_that_is_not_sent_is_told_as_described(description: Json, start_gateway: StartGateway) -> None:
+    """What moderation flags is refused at every door with a status and members that are described."""
+    running = await start_gateway(toml=toml(lines="moderation.messages = true"))
+    client, described = Client(running, {"Authorization": f"Bearer {await running.token()}"}), Described(description)
+    native = "/v1/conversations/{conversation_id}/turns"
+    thread = [{"role": "user", "content": FLAGGED}]
+    asked: dict[str, Json] = {
+        native: {"message": FLAGGED},
+        "/v1/chat/completions": {"model": "default", "messages": thread},
+        "/api/chat": {"id": "c", "message": spoken(FLAGGED)},
+        "/v1/ag-ui": {"threadId": "t", "runId": "r", "messages": thread},
+    }
+    for told, body in asked.items():
+        path = told.format(conversation_id=await client.conversation())
+        refused = await client.call("POST", path, body, Accept="application/json")
+        assert b"flagged" in refused.raw, (path, refused.raw)
+        described.check("POST", told, refused)
+
+
+def spoken(text: str) -> Json:
+    return {"role": "user", "parts": [{"type": "text", "text": text}]}
+
+
+async def test_chats_of_pages_are_as_described(description: Json, client: Client) -> None:
+    """The AI SDK door: streams, a chat with all that messages have, stops, and errors in both forms."""
+    described, chat, one = Described(description), "/api/chat", "/api/chat/{chat_id}"
+    for message in ("Hi #citations=1", "Hi #fault=cut:3"):
+        body = {"id": "c", "message": spoken(message)}
+        described.check("POST", chat, await client.call("POST", chat, body))
+    read = await client.call("GET", f"{chat}/c")
+    described.check("GET", one, read)
+    assert [len(message["parts"]) for message in read.body["messages"]] == [1, 2, 1, 1]
+    assert "error" in read.body["messages"][-1]["metadata"]
+    resumed = await client.call("GET", f"{chat}/c/stream")
+    described.check("GET", f"{one}/stream", resumed)
+    described.check("POST", f"{one}/stop", await client.call("POST", f"{chat}/c/stop"))
+    described.check("GET", one, await client.call("GET", f"{chat}/other"))
+    sentence = await client.call("POST", chat, {"id": "c"})
+    problem = await client.call("POST", chat, {"id": "c"}, Accept="application/json")
+    for refused in (sentence, problem):
+        described.check("POST", chat, refused)
+    types = [answer.headers["Content-Type"].partition(";")[0] for answer in (sentence, problem)]
+    assert (resumed.status, types) == (204, ["text/plain", "application/problem+json"])
+
+
+async def test_runs_of_agents_are_as_described(description: Json, client: Client) -> None:
+    """The AG-UI door: runs, what was stopped in mid-answer and when nothing was, and an error."""
+    described, runs, stop = Described(description), "/v1/ag-ui", "/v1/ag-ui/{thread_id}/stop"
+    run = {"threadId": "t", "runId": "r", "messages": [{"role": "user", "content": "slowly #rate=20"}]}
+    async with client.running.http.post(client.running.url + runs, json=run, headers=client.headers) as response:
+        assert response.status == 200
+        stopping = await client.call("POST", f"{runs}/t/stop")
+    idle = await client.call("POST", f"{runs}/other/stop")
+    for stopped in (stopping, idle):
+        described.check("POST", stop, stopped)
+    assert [stopped.body["state"] for stopped in (stopping, idle)] == ["stopping", "idle"]
+    for body in ({**run, "threadId": "u", "messages": [{"role": "user", "content": "Hi"}]}, {"threadId": "t"}):
+        described.check("POST", runs, await client.call("POST", runs, body))
 
 
 async def test_frames_have_the_members_that_are_described(description: Json, client: Client) -> None:

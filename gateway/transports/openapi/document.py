@@ -71,6 +71,8 @@ HEADERS: Final[Mapping[str, Schema]] = {
     "Preference-Applied": {"description": "`respond-async`.", "schema": {"const": "respond-async"}},
     "x-turn-id": {"description": "The turn.", "schema": {"type": "string", "format": "uuid"}},
     "x-conversation-id": {"description": "The conversation.", "schema": {"type": "string", "format": "uuid"}},
+    "x-error-code": {"description": "The error's code.", "schema": {"enum": sorted(Code)}},
+    "x-vercel-ai-ui-message-stream": {"description": "The protocol's version.", "schema": {"const": "v1"}},
     "x-should-retry": {
         "description": "`true` where the same request may succeed.",
         "schema": {"enum": ["true", "false"]},
@@ -212,9 +214,11 @@ def _refusal(refusals: Refusals, status: int, codes: Sequence[Code], limits: Seq
         told.append("Upgrade")
     words = "\n".join(f"- `{refusals.code(code)}`: {WIRE[code].title}" for code in codes)
     content = {refusals.content_type: {"schema": refusals.schema(codes)}}
-    unread = [code for code in codes if code in UNREAD]
-    if unread and refusals.content_type != PROBLEM.content_type:  # no door has seen it
-        content[PROBLEM.content_type] = {"schema": PROBLEM.schema(unread)}
+    if refusals.content_type != PROBLEM.content_type:
+        # Of what no door has seen, nobody knows how its door would tell it.
+        problems = codes if refusals.problems else [code for code in codes if code in UNREAD]
+        if problems:
+            content[PROBLEM.content_type] = {"schema": PROBLEM.schema(problems)}
     return {"description": words, "headers": _headers(told), "content": content}
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.transports.openapi import hyperleap, native, openai, page, reference
+from gateway.transports.openapi import ag_ui, ai_sdk, hyperleap, native, openai, page, reference
 from gateway.transports.openapi.operation import Door
 
-DOORS: Final = (native.DOOR, hyperleap.DOOR, openai.DOOR, reference.DOOR)
+DOORS: Final = (native.DOOR, hyperleap.DOOR, openai.DOOR, ai_sdk.DOOR, ag_ui.DOOR, reference.DOOR)
 
 
 def described(*, with_page: bool) -> tuple[Door, ...]:

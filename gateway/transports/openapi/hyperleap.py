@@ -28,6 +28,7 @@ from gateway.transports.openapi.native import IDEMPOTENCY_KEY, JSON, SSE
 from gateway.transports.openapi.operation import (
     BODY,
     FAILURES,
+    SCREENED,
     TEXT,
     TOKEN,
     UUID,
@@ -60,6 +61,7 @@ TURN: Final = (
     Code.HISTORY_LOST,
     Code.DRAINING,
     Code.RATE_LIMITED,
+    *SCREENED,
     *FAILURES,
 )
 CREATED: Final = (*BODY, Code.REPLACEMENT_NOT_ALLOWED, Code.IDEMPOTENCY_MISMATCH, Code.IDEMPOTENCY_PENDING)

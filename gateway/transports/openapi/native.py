@@ -9,6 +9,7 @@ from gateway.core.errors import Code
 from gateway.core.events import EVENT_TYPES
 from gateway.core.idempotency import IDEMPOTENCY_KEY_MAX_CHARS
 from gateway.protocol.native import (
+    ChangeConversation,
     Command,
     CreateConversation,
     GiveFeedback,
@@ -37,6 +38,7 @@ from gateway.transports.openapi.native_members import BODY_MEMBERS, COMMAND_MEMB
 from gateway.transports.openapi.operation import (
     BODY,
     FAILURES,
+    SCREENED,
     TOKEN,
     UUID,
     VENDOR,
@@ -146,7 +148,7 @@ CREATE: Final = Operation(
             headers=("Location",),
             links={
                 name: {"conversation_id": "$response.body#/id"}
-                for name in ("getConversation", "startTurn", "followConversation")
+                for name in ("getConversation", "changeConversation", "startTurn", "followConversation")
             },
         )
     },
@@ -190,6 +192,20 @@ GET: Final = Operation(
     parameters=(CONVERSATION_ID,),
     answers={200: Answer(what="The conversation.", media={JSON: ConversationRead})},
     errors=(*TOKEN, Code.INVALID_ID, Code.NOT_FOUND, *VENDOR),
+    limited=True,
+)
+CHANGE: Final = Operation(
+    method="patch",
+    path="/v1/conversations/{conversation_id}",
+    id="changeConversation",
+    summary="Change a conversation",
+    detail="What is given is changed, and something must be; null empties a name or a status. Hyperleap is asked once "
+    "for each: where it fails at one, those before it stand.",
+    credentials=("session_token",),
+    parameters=(CONVERSATION_ID,),
+    body=ChangeConversation,
+    answers={200: Answer(what="The conversation as it is then.", media={JSON: ConversationRead})},
+    errors=(*TOKEN, Code.INVALID_ID, *BODY, Code.INVALID_VALUE, Code.NOT_FOUND, *VENDOR),
     limited=True,
 )
 FEEDBACK: Final = Operation(
@@ -256,6 +272,7 @@ START: Final = Operation(
         Code.HISTORY_LOST,
         Code.DRAINING,
         Code.RATE_LIMITED,
+        *SCREENED,
         *FAILURES,
     ),
     limited=True,
@@ -319,6 +336,7 @@ DOOR: Final = Door(
         CREATE,
         LIST,
         GET,
+        CHANGE,
         START,
         FOLLOW_TURN,
         FOLLOW_CONVERSATION,

@@ -22,6 +22,7 @@ from gateway.core.events import (
 from gateway.core.identity import USER_ID_MAX_CHARS
 from gateway.protocol.native import (
     AuthCommand,
+    ChangeConversation,
     CreateConversation,
     GiveFeedback,
     OpenSession,
@@ -35,6 +36,7 @@ from gateway.protocol.native import (
     TakeTicket,
     UnsubscribeCommand,
 )
+from gateway.services.changes import TEXT_MAX_CHARS
 from gateway.services.conversations import EXTRAS_MAX_BYTES, METADATA_MAX_ENTRIES
 from gateway.services.feedback import COMMENTS_MAX_CHARS, TAG_MAX_CHARS, TAGS_MAX
 from gateway.services.sessions import LIMITS_MAX, ORIGINS_MAX, PERSONAS_MAX
@@ -77,6 +79,15 @@ BODY_MEMBERS: Final[Mapping[Any, Mapping[str, Schema]]] = {
             "description": f"Yours to keep with the conversation; {EXTRAS_MAX_BYTES} bytes of JSON at most.",
             "maxProperties": METADATA_MAX_ENTRIES,
         },
+    },
+    ChangeConversation: {
+        "name": {"maxLength": TEXT_MAX_CHARS},
+        "status": {"maxLength": TEXT_MAX_CHARS},
+        "metadata": {
+            "description": f"In the place of all that there was; {EXTRAS_MAX_BYTES} bytes of JSON at most.",
+            "maxProperties": METADATA_MAX_ENTRIES,
+        },
+        "active": {"description": "Hyperleap's switch."},
     },
     StartTurn: {"message": {"description": "The user's words; the gateway's settings bound them.", "minLength": 1}},
     GiveFeedback: {

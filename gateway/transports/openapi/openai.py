@@ -23,6 +23,7 @@ from gateway.transports.openapi.native import IDEMPOTENCY_KEY, JSON, SSE
 from gateway.transports.openapi.operation import (
     BODY,
     FAILURES,
+    SCREENED,
     TEXT,
     TOKEN,
     Answer,
@@ -59,6 +60,7 @@ TURN: Final = (
     Code.IDEMPOTENCY_PENDING,
     Code.DRAINING,
     Code.RATE_LIMITED,
+    *SCREENED,
     *FAILURES,
 )
 READ: Final = (*CALLER, Code.NOT_FOUND, Code.HISTORY_LOST, Code.RATE_LIMITED, *FAILURES)

@@ -50,6 +50,7 @@ VENDOR: Final = (
     Code.UPSTREAM_MALFORMED,
     Code.UPSTREAM_RESET,
 )
+SCREENED: Final = (Code.MESSAGE_FLAGGED, Code.MODERATION_UNAVAILABLE)  # of tenants that have messages judged
 # How a turn fails that was begun: what waits for it is told with the error's own status.
 FAILURES: Final = (
     *VENDOR[1:],
@@ -111,7 +112,8 @@ class Refusals:
     """How a door tells errors: their content type, the status of each, and the schema of one that may be any of some.
 
     ``types`` are those that the schema refers to, ``headers`` those of every error, beside what every answer has.
-    ``code`` is how the door writes a code. ``vendors`` says that it tells Hyperleap's own statuses, whatever they are.
+    ``code`` is how the door writes a code. ``vendors`` says that it tells Hyperleap's own statuses, whatever they are,
+    ``problems`` that whoever accepts JSON by name is told a problem document instead.
     """
 
     content_type: str
@@ -121,6 +123,7 @@ class Refusals:
     headers: Sequence[str] = ()
     code: Callable[[Code], str] = str
     vendors: bool = False
+    problems: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

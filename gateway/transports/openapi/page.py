@@ -1,4 +1,4 @@
-"""Entries of the chat page's files."""
+"""Entries of the chat page's files, and of those that other sites load."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from gateway.transports.openapi.document import PROBLEM
 from gateway.transports.openapi.operation import TEXT, Answer, Door, Operation, Parameter
 
 FILES: Final = ("text/html", "text/css", "text/javascript", "text/plain", "image/svg+xml")
+EMBEDDED: Final = (
+    ("/client.js", "loadClient", "The client, for browsers and Node", "text/javascript"),
+    ("/client.d.ts", "loadClientTypes", "The client's types", "text/plain"),
+    ("/widget.js", "loadWidget", "The chat bubble", "text/javascript"),
+)
 
 DOOR: Final = Door(
     name="page",
-    what="A chat page that speaks to the native door.",
+    what="A chat page that speaks to the native door, and what other sites load to have one of their own.",
     operations=(
         Operation(
             method="get",
@@ -34,6 +39,16 @@ DOOR: Final = Door(
                 )
             },
             errors=(Code.NOT_FOUND,),
+        ),
+        *(
+            Operation(
+                method="get",
+                path=path,
+                id=id,
+                summary=summary,
+                answers={200: Answer(what="The file, for pages of any origin.", media={media: TEXT})},
+            )
+            for path, id, summary, media in EMBEDDED
         ),
     ),
     refusals=PROBLEM,
