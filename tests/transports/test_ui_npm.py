@@ -15,7 +15,7 @@ from tests.transports.openai.loop import heard
 
 CHAT = "c/1 é"  # an id is the page's own: any text, one segment of a path
 
-pytestmark = [pytest.mark.slow, needs("ai", "@ai-sdk/react", "react-dom", "jsdom", "@ag-ui/client")]
+pytestmark = [pytest.mark.slow, *needs("ai", "@ai-sdk/react", "react-dom", "jsdom", "@ag-ui/client")]
 
 
 async def use_chat(scene: str, running: Running, *users: str, **environ: str) -> Any:
