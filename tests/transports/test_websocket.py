@@ -470,7 +470,7 @@ async def test_websocket_at_shutdown_is_asked_to_reconnect(running: Running, cli
 
 
 async def test_websocket_serves_the_websockets_package(running: Running, client: Client) -> None:
-    """A client of the ``websockets`` package authenticates by subprotocol, chats, resumes and closes cleanly."""
+    """A client of the ``websockets`` package authenticates by subprotocol, chats, pings and closes cleanly."""
     conversation = await client.conversation()
     url = running.url.replace("http", "ws") + "/v1/ws"
     subprotocols = [websockets.Subprotocol("hyperleap.chat.v1"), websockets.Subprotocol(f"hgt.{client.token}")]
