@@ -51,7 +51,7 @@ class ChatEntryResponse(_Told):
     """A conversation. System prompts, configuration and where Hyperleap keeps things are not shown."""
 
     conversation_id: str
-    ai_system: int | None
+    ai_system: str | None
     model: str | None
     persona_id: str | None
     persona_version_id: str | None

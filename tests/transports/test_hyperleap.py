@@ -309,6 +309,7 @@ BAD: Final = [
     ("POST", "/moderations", {"input": 7}, 422, "input"),
     ("GET", "/conversations?continuationToken=x", None, 400, "continuationToken"),
     ("GET", "/conversations/persona/x", None, 400, "personaId"),
+    ("GET", "/conversations/persona", None, 405, None),
 ]  # fmt: skip
 
 

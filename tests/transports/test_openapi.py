@@ -256,6 +256,17 @@ async def test_runs_of_agents_are_as_described(description: Json, client: Client
         described.check("POST", runs, await client.call("POST", runs, body))
 
 
+async def test_conversation_of_the_drop_in_is_as_described(description: Json, client: Client) -> None:
+    """One with an answer, read and listed in Hyperleap's shape."""
+    described, path = Described(description), "/hyperleap/conversations"
+    conversation = await client.conversation()
+    await client.complete(conversation, "hi")
+    one = await client.call("GET", f"{path}/{conversation}")
+    assert (one.status, one.body["aiSystem"], len(one.body["chatMessages"])) == (200, "azure-openai", 2)
+    described.check("GET", f"{path}/{{conversation_id}}", one)
+    described.check("GET", path, await client.call("GET", path))
+
+
 async def test_frames_have_the_members_that_are_described(description: Json, client: Client) -> None:
     """Acks, errors, pongs and events of a socket are as their types tell, and every command is told."""
     described, schemas = Described(description), description["components"]["schemas"]

@@ -185,7 +185,8 @@ def routes() -> list[web.RouteDef]:
         web.get(f"{BASE}conversations", list_all),
         web.get(f"{BASE}conversations/persona/{{persona_id}}", list_of_persona),
         web.get(f"{BASE}conversations/user/{{user}}", list_of_user),
-        web.get(one, get),
+        # But for the one address beside it that has no GET: that is told as such.
+        web.get(f"{BASE}conversations/{{conversation_id:(?!persona$)[^/]+}}", get),
         *(web.patch(f"{one}/{path}", partial(set_attribute, kind=kind)) for path, kind in CHANGES.items()),
         web.patch(f"{one}/set-score", score),
         web.patch(f"{one}/set-score/{{message_id}}", score_message),

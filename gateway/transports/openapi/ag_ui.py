@@ -70,7 +70,10 @@ DOOR: Final = Door(
         RunInput: {
             "threadId": {"description": "The thread, by an id of your choice. Printable characters.", **CHAT},
             "runId": {"description": "The run, by an id of your choice."},
-            "messages": {"description": "All of the thread, the user's message last."},
+            "messages": {
+                "description": "All of the thread, the user's message last.",
+                "examples": [[{"role": "user", "content": "Hi"}]],
+            },
             "forwardedProps": {"description": "What the gateway takes beside the protocol."},
             "protocolVersion": {"description": "With it, a run that is stopped has the outcome `cancelled`."},
             **dict.fromkeys(("tools", "context", "resume"), REFUSED),

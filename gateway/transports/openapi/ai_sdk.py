@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gateway.core.errors import WIRE, Code
+from gateway.core.threads import ANSWER, QUESTION
 from gateway.protocol.ai_sdk import UiChatRequest, UiMessage
 from gateway.protocol.ui_answers import ChatRead, ChatStands
 from gateway.services.chats import CHAT_ID_MAX_CHARS, DEFAULT_PERSONA
@@ -152,14 +153,17 @@ DOOR: Final = Door(
         UiChatRequest: {
             "id": {"description": "The chat, by an id of your choice. Printable characters.", **CHAT},
             "messages": {"description": "All of the chat, the user's message last."},
-            "message": {"description": "The user's message alone, in the place of `messages`."},
+            "message": {
+                "description": "The user's message alone, in the place of `messages`.",
+                "examples": [{"role": "user", "parts": [{"type": "text", "text": "Hi"}]}],
+            },
             "trigger": {"description": "`regenerate-message` asks for an answer again."},
             "messageId": {"description": "The message that was changed, or is to be answered again."},
             **OWN,
             **dict.fromkeys(("model", "system", "tools"), REFUSED),
         },
         UiMessage: {
-            "role": {"description": "`user` or `assistant`."},
+            "role": {"enum": [QUESTION, ANSWER]},
             "parts": {
                 "description": "`text` is what is said. `data-…`, `source-…`, `reasoning` and `step-start` are passed "
                 "over, any other is refused."
