@@ -16,6 +16,7 @@ import click
 
 from gateway.store.embedded import EmbeddedError
 from tests.bench import admit as admit_bench
+from tests.bench import doors as doors_bench
 from tests.bench import layouts as layouts_bench
 from tests.bench import profile as profiler
 from tests.bench import survive as survive_bench
@@ -24,6 +25,7 @@ from tests.bench.compare import run as compare_bench
 from tests.bench.compare.contenders import CONTENDERS
 from tests.bench.compare.variants import Variant, VariantType
 from tests.bench.phase import Work, measure, wait_idle, warm_up
+from tests.bench.plan import DOORS, Door, Through
 from tests.bench.process import ProcessDied, fast_loop
 from tests.bench.report import Report
 from tests.bench.stack import running
@@ -31,7 +33,6 @@ from tests.bench.survival.field import Load
 from tests.bench.survival.strikes import STRIKES
 
 T = TypeVar("T")
-Through = Literal["sse", "ws", "hyperleap"]  # the routes by which turns go through the gateway
 
 
 @click.group()
@@ -44,7 +45,7 @@ def main() -> None:
 @click.option("--rate", type=click.FloatRange(0.1, 1000), default=20.0, show_default=True, help="Events a second each.")
 @click.option("--events-per-turn", type=click.IntRange(1, 100_000), help="Short turns over and over [one long turn].")
 @click.option("--transport", type=click.Choice(["sse", "ws"]), default="sse", show_default=True, help="Native.")
-@click.option("--door", type=click.Choice(["native", "hyperleap"]), default="native", show_default=True)
+@click.option("--door", type=click.Choice(list(DOORS)), default="native", show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.5, 120), default=10.0, show_default=True, help="Of each window.")
 @click.option("--rounds", type=click.IntRange(1, 20), default=2, show_default=True, help="Direct, gateway, direct, …")
 @click.option("--h2c", is_flag=True, help="No TLS between simulator and gateway.")
@@ -59,7 +60,7 @@ def turn(
     rate: float,
     events_per_turn: int | None,
     transport: Literal["sse", "ws"],
-    door: Literal["native", "hyperleap"],
+    door: Door,
     seconds: float,
     rounds: int,
     h2c: bool,
@@ -69,7 +70,7 @@ def turn(
 ) -> None:
     """Stream turns to many clients at once and tell what that costs."""
     work = Work(streams=streams, rate_per_s=rate, events_per_turn=events_per_turn, seconds=seconds)
-    route: Through = transport if door == "native" else door
+    route: Through = transport if door == "native" else DOORS[door]
     _raise_open_files()
     try:
         with asyncio.Runner() as runner:
@@ -86,6 +87,40 @@ def turn(
     if json_path is not None:
         json_path.write_bytes(report.as_json())
     if report.summary["lost"] or report.summary["duplicated"] or report.summary["faults"]:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--streams", type=click.IntRange(1, 5000), default=100, show_default=True)
+@click.option("--rate", type=click.FloatRange(0.1, 1000), default=20.0, show_default=True, help="Events a second each.")
+@click.option("--events-per-turn", type=click.IntRange(1, 100_000), help="Short turns over and over [one long turn].")
+@click.option("--seconds", type=click.FloatRange(0.5, 120), default=3.0, show_default=True, help="Of each window.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=1, show_default=True, help="Native, door, native, …")
+@click.option("--h2c", is_flag=True, help="No TLS between simulator and gateway.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure there.")
+def doors(
+    streams: int,
+    rate: float,
+    events_per_turn: int | None,
+    seconds: float,
+    rounds: int,
+    h2c: bool,
+    json_path: Path | None,
+) -> None:
+    """Stream turns by every door, native in between, and tell what an event costs to native's."""
+    work = Work(streams=streams, rate_per_s=rate, events_per_turn=events_per_turn, seconds=seconds)
+    _raise_open_files()
+    try:
+        with asyncio.Runner() as runner:
+            report = runner.run(_until_terminated(doors_bench.run(work, rounds, h2c=h2c)))
+    except (ProcessDied, FileNotFoundError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    except asyncio.CancelledError:
+        sys.exit(143)
+    click.echo(report.table())
+    if json_path is not None:
+        json_path.write_bytes(report.as_json())
+    if report.wrong:
         sys.exit(1)
 
 

@@ -83,31 +83,47 @@ class Reading:
         self._parts.append(text)
         self.delta(text, now_ns)
 
+    def unnumbered_delta(self, text: bytes, now_ns: int) -> None:
+        """Take a delta of a dialect that has no positions."""
+        self.positioned_delta(self._position + 1, text, now_ns)
+
     def event(self, position: int, name: str, data: bytes) -> bool:
         """Take any other event; True when it ends the turn."""
+        self.step(position)
+        match name:
+            case "turn.completed":
+                self.ended(whole=msgspec.json.decode(data)["text"])
+                return True
+            case "turn.failed":
+                self.ended(f"turn.failed {msgspec.json.decode(data)['error']['code']}")
+                return True
+            case "turn.stopped":
+                self.ended("turn.stopped")
+                return True
+            case _:
+                return False
+
+    def step(self, position: int | None = None) -> None:
+        """Take an event that is no delta; its dialect may have no positions."""
         tally = self._tally
         if not self._seen:
             self._seen = True
             tally.waiting += 1
+        position = self._position + 1 if position is None else position
         if position <= self._position or self._endings:
             tally.faults["position not increasing" if not self._endings else "event after the ending"] += 1
         self._position = position
-        match name:
-            case "turn.completed":
-                self._endings += 1
-                if msgspec.json.decode(data)["text"].encode() != b"".join(self._parts):
-                    tally.faults["text differs from the deltas"] += 1
-                return True
-            case "turn.failed":
-                self._endings += 1
-                tally.faults[f"turn.failed {msgspec.json.decode(data)['error']['code']}"] += 1
-                return True
-            case "turn.stopped":
-                self._endings += 1
-                tally.faults["turn.stopped"] += 1
-                return True
-            case _:
-                return False
+
+    def fault(self, words: str) -> None:
+        self._tally.faults[words] += 1
+
+    def ended(self, fault: str | None = None, *, whole: str | None = None) -> None:
+        """Take the ending, which the event before it told; ``whole`` is the text that it has, if it has one."""
+        self._endings += 1
+        if fault is not None:
+            self.fault(fault)
+        elif whole is not None and whole.encode() != b"".join(self._parts):
+            self.fault("text differs from the deltas")
 
     def close(self, *, has_ending: bool) -> None:
         """The turn's stream is over. ``has_ending`` says whether its dialect tells of endings."""

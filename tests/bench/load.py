@@ -23,11 +23,12 @@ import msgspec
 
 from gateway.upstream.pool import Pool
 from tests.bench.dialects import NativeFrames, NativeSse, VendorFrames, VendorItems
+from tests.bench.door_dialects import DIALECTS
 from tests.bench.ledger import Tally
 from tests.bench.places import few_at_a_time, gateway_places, vendor_paths
 from tests.bench.plan import Plan
 from tests.bench.process import fast_loop
-from tests.bench.requests import follow_request, post_request, upgrade_request
+from tests.bench.requests import follow_request, post_request, turn_request, upgrade_request
 from tests.bench.seats import (
     DirectSeat,
     FollowingSeat,
@@ -41,6 +42,8 @@ from tests.bench.seats import (
 POLL_S: Final = 0.02
 STUCK_S: Final = 50.0  # after the ramp; less than the benchmark waits
 STOPS_PER_S: Final = 50.0
+HOLDING: Final = ("hyperleap", "completions", "responses")
+HELD_S: Final = 0.5  # less than all streams wait together for their first token
 # Loopback's segments of 64 KiB let the kernel hold 3.6 MB for a client that does not read; so it holds 100 kB.
 SEGMENT_BYTES: Final = 1460
 RECEIVE_BYTES: Final = 16_384
@@ -59,6 +62,7 @@ class Load:
         self._followers: list[FollowingSeat] = []
         self._stop_lines: list[StopLine] = []
         self._running = 0
+        self._asked_s: float | None = None  # when the last seat began, by the loop's clock
         self._pool: Pool | None = None
 
     async def open(self) -> None:
@@ -68,7 +72,7 @@ class Load:
                 await self._open_direct()
             case "relay" | "openai" | "relay-ws":
                 self._open_relay()
-            case "sse" | "ws" | "hyperleap":
+            case _:
                 await self._open_gateway()
 
     async def start(self) -> None:
@@ -80,6 +84,7 @@ class Load:
             await asyncio.sleep(begun_s + number * self.plan.ramp_s / len(self._seats) - loop.time())
             self._running += 1
             seat.begin()
+        self._asked_s = loop.time()
 
     async def stop(self) -> list[float]:
         """Have every turn stopped, on a beat; return when each was, in Unix seconds."""
@@ -121,8 +126,14 @@ class Load:
 
     @property
     def waiting(self) -> bool:
-        """Whether each turn has its first event, or, of a dialect without one before the answer, its headers."""
+        """Whether each turn has its first event, or, of a dialect without one before the answer, its headers.
+
+        Doors that hold back their headers until the vendor answers show nothing: some time after the last request.
+        """
         tally, streams = self.tally, self.plan.streams * self.plan.readers
+        if self.plan.route in HOLDING:
+            asked_s = self._asked_s
+            return self.steady or (asked_s is not None and asyncio.get_running_loop().time() > asked_s + HELD_S)
         seen = tally.waiting if self.plan.route in ("sse", "ws") else tally.answered
         return seen >= streams or self.steady
 
@@ -174,33 +185,12 @@ class Load:
                 for token, one in places
             ]
             return
-        if plan.route == "hyperleap":
-            self._sockets = [
-                HttpSeat(
-                    *common,
-                    post_request(
-                        host,
-                        f"/hyperleap/conversations/{one}/chat-http2",
-                        token,
-                        json.dumps({"message": plan.message_of(number)}).encode(),
-                        method="PATCH",
-                    ),
-                    VendorItems,
-                )
-                for number, (token, one) in enumerate(places)
-            ]
-            return
         requests = [
-            post_request(
-                host,
-                f"/v1/conversations/{one}/turns",
-                token,
-                json.dumps({"message": plan.message_of(number)}).encode(),
-            )
+            turn_request(plan.route, host, token, one, plan.message_of(number))
             for number, (token, one) in enumerate(places)
         ]
-        if plan.readers == 1 and not plan.stops:
-            self._sockets = [HttpSeat(*common, request, NativeSse) for request in requests]
+        if plan.route != "sse" or (plan.readers == 1 and not plan.stops):
+            self._sockets = [HttpSeat(*common, request, DIALECTS[plan.route]) for request in requests]
             return
         shown = [ShownSeat(*common, request, NativeSse) for request in requests]
         for seat, (token, _) in zip(shown, places, strict=True):

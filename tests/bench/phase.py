@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from tests.bench.plan import Plan, Route
+from tests.bench.plan import THROUGH, Plan, Route
 from tests.bench.process import Child, cpu_of_all_s, machine_busy_s, resident_bytes
 from tests.bench.stack import expect
 
@@ -139,7 +139,7 @@ async def measure(stack: Rig, route: Route, work: Work, beside: Sequence[str] = 
         repeat=repeat,
         readers=work.readers,
     )
-    through_gateway = route in ("sse", "ws", "hyperleap")
+    through_gateway = route in THROUGH
     async with stack.clients(plan) as load:
         load.tell("start")
         await expect(load, "waiting", within_s=work.ramp_s + FINISH_S)

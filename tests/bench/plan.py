@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
-# The vendor itself, the gateway over SSE, over WebSocket and by its drop-in, then what has only HTTP/1.1 to its source:
-# relays of the vendor's items over SSE and over WebSocket, and of OpenAI's chunks over SSE.
-Route = Literal["direct", "sse", "ws", "hyperleap", "relay", "relay-ws", "openai"]
+Door = Literal["native", "hyperleap", "openai", "responses", "ai-sdk", "ag-ui"]
+# The routes by which turns go through the gateway: its own events over SSE and over WebSocket, then its other doors.
+Through = Literal["sse", "ws", "hyperleap", "completions", "responses", "ai-sdk", "ag-ui"]
+# The vendor itself, the gateway, then what has only HTTP/1.1 to its source: relays of the vendor's items over SSE and
+# over WebSocket, and of OpenAI's chunks over SSE.
+Route = Literal["direct", Through, "relay", "relay-ws", "openai"]
+
+THROUGH: Final[frozenset[Route]] = frozenset(get_args(Through))
+DOORS: Final[dict[Door, Through]] = {
+    "native": "sse",
+    "hyperleap": "hyperleap",
+    "openai": "completions",
+    "responses": "responses",
+    "ai-sdk": "ai-sdk",
+    "ag-ui": "ag-ui",
+}
 
 
 class Plan(msgspec.Struct, kw_only=True):

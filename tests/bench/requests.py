@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from base64 import b64encode
+from typing import Any, Final
+
+from tests.bench.plan import Route
+
+MODEL: Final = "default"  # the gateway's persona
 
 
 def upgrade_request(host: str, path: str, token: str) -> bytes:
@@ -29,6 +35,36 @@ def post_request(host: str, path: str, token: str, body: bytes, *, method: str =
         f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nAccept: text/event-stream\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
+
+
+def turn_request(route: Route, host: str, token: str, conversation: str, message: str) -> bytes:
+    """A turn of a user by one of the gateway's doors over HTTP, as that door's clients ask for it.
+
+    The first three are asked in the user's conversation. Chat completions state their whole history, so each is a
+    conversation of its own; a chat and a thread are opened by their first turn.
+    """
+    said: dict[str, Any] = {"role": "user", "content": message}
+    method = "POST"
+    body: dict[str, Any]
+    match route:
+        case "sse":
+            path, body = f"/v1/conversations/{conversation}/turns", {"message": message}
+        case "hyperleap":
+            method, path, body = "PATCH", f"/hyperleap/conversations/{conversation}/chat-http2", {"message": message}
+        case "responses":
+            path = "/v1/responses"
+            body = {"model": MODEL, "stream": True, "conversation": f"conv_{conversation}", "input": message}
+        case "completions":
+            path, body = "/v1/chat/completions", {"model": MODEL, "stream": True, "messages": [said]}
+        case "ai-sdk":
+            parts = [{"type": "text", "text": message}]
+            path, body = "/api/chat", {"id": "bench", "message": {"id": "m", "role": "user", "parts": parts}}
+        case "ag-ui":
+            path, body = "/v1/ag-ui", {"threadId": "bench", "runId": "run", "messages": [{"id": "m", **said}]}
+            body |= {"state": {}, "tools": [], "context": [], "forwardedProps": {}}
+        case _:
+            raise ValueError(f"no turn is asked for by {route}")
+    return post_request(host, path, token, json.dumps(body).encode(), method=method)
 
 
 def frame(kind: int, payload: bytes) -> bytes:

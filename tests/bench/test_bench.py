@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 from tests.bench.dialects import NativeFrames, NativeSse, VendorItems
+from tests.bench.door_dialects import DIALECTS
+from tests.bench.doors import DoorsReport
 from tests.bench.ledger import Reading, Tally
+from tests.bench.phase import Figures, Spread, Work
+from tests.bench.plan import DOORS, Route
 
 TURN = "3d2f0c52-6a0e-4a53-9d3f-7f6f0f2a9b11"
 
@@ -91,8 +95,118 @@ def test_frame_and_vendor_item_carry_the_same_deltas() -> None:
     assert (tally.turns, tally.lost, tally.duplicated, tally.faults) == (2, 0, 0, {})
 
 
+def said(route: Route, *texts: str, well: bool = True) -> bytes:
+    """An answer as a door tells it; ``well`` or broken off by an error."""
+    end: dict[str, Any]
+    told: list[Any]
+    match route:
+        case "completions":
+            told = [{"choices": [{"delta": {"content": one}, "finish_reason": None}]} for one in texts]
+            end = {"choices": [{"delta": {}, "finish_reason": "stop"}]} if well else {"error": {"code": "broken"}}
+            return stream([*told, end, *([None] if well else [])])
+        case "responses":
+            head = b"event: response.output_text.delta\n"
+            deltas = [
+                head + stream([{"type": "response.output_text.delta", "delta": one, "sequence_number": 4 * number}])
+                for number, one in enumerate(texts, 1)
+            ]
+            content = [{"text": "".join(texts)}]
+            end = {"type": "response.completed", "response": {"output": [{"content": content}]}}
+            end = (end if well else {"type": "response.failed"}) | {"sequence_number": 4 * len(texts) + 4}
+            return b"".join(deltas) + stream([end])
+        case "ai-sdk":
+            told = [{"type": "text-delta", "id": "text", "delta": one} for one in texts]
+            return stream([{"type": "start"}, *told, {"type": "finish" if well else "error"}, None])
+        case _:
+            told = [{"type": "TEXT_MESSAGE_CONTENT", "messageId": TURN, "delta": one} for one in texts]
+            end = {"type": "RUN_FINISHED", "result": {"finish_reason": "stop"}}
+            return stream([*told, end if well else {"type": "RUN_ERROR", "code": "broken"}])
+
+
+def stream(told: list[Any]) -> bytes:
+    lines = ["[DONE]" if one is None else json.dumps(one, separators=(",", ":")) for one in told]
+    return "".join(f"data: {line}\n\n" for line in lines).encode()
+
+
+FAULTS: dict[Route, str] = {
+    "completions": "error broken",
+    "responses": "response.failed",
+    "ai-sdk": "error before [DONE]",
+    "ag-ui": "RUN_ERROR broken",
+}
+
+
+def read_door(route: Route, data: bytes, *, size: int = 10_000) -> Tally:
+    tally = Tally()
+    tally.recording = True
+    dialect = DIALECTS[route](Reading(tally, 3))
+    for at in range(0, len(data), size):
+        dialect.feed(data[at : at + size])
+    dialect.close()
+    return tally
+
+
+@pytest.mark.parametrize("route", list(FAULTS))
+def test_doors_dialect_counts_events_losses_repeats_and_faults(route: Route) -> None:
+    """Wherever its stream is cut; and a failure, a missing ending or words after it are told as what they are."""
+    whole = said(route, "0@5 ", "1@6 2@7 ")
+    for size in (1, 7, 64, 10_000):
+        tally = read_door(route, whole, size=size)
+        assert (tally.events, tally.lost, tally.duplicated, tally.turns, tally.faults) == (3, 0, 0, 1, {})
+    tally = read_door(route, said(route, "0@5 ", "2@7 ", "2@8 "))
+    assert (tally.lost, tally.duplicated, tally.faults) == (1, 1, {})
+    assert read_door(route, said(route, "0@5 ", well=False)).faults == {FAULTS[route]: 1}
+    assert read_door(route, whole[: whole.rindex(b"data: ")]).faults == {"0 endings": 1}
+    assert read_door(route, whole * 2).faults["event after the ending"] > 0
+
+
+def test_doors_ratio_is_to_the_native_phases_around_it() -> None:
+    """A machine that grows slower during a run makes no door look dearer."""
+
+    def phase(route: Route, gateway_us: float) -> Figures:
+        return Figures(
+            route=route,
+            seconds=1.0,
+            events=1,
+            turns=1,
+            lost=0,
+            duplicated=0,
+            faults={},
+            cpu_us_per_event={"gateway": gateway_us, "valkey": 10.0},
+            busiest_us_per_event={},
+            cores={},
+            others_cores=0.0,
+            load_average=0.0,
+            first_token_ms=Spread(0, 0, 0),
+            delay_ms=Spread(0, 0, 0),
+            resident_kib={},
+            redis_round_trips_per_event=None,
+            redis_commands_per_event=None,
+        )
+
+    doors: tuple[tuple[Route, float], ...] = (
+        ("hyperleap", 20.0),
+        ("completions", 40.0),
+        ("responses", 40.0),
+        ("ai-sdk", 55.0),
+        ("ag-ui", 40.0),
+    )
+    phases = [phase("sse", 10.0), phase(*doors[0])]
+    for door in doors[1:]:
+        phases += [phase("sse", 30.0), phase(*door)]
+    work = Work(streams=1, rate_per_s=1.0, events_per_turn=None, seconds=1.0)
+    report = DoorsReport(work=work, phases=[*phases, phase("sse", 50.0)])
+    assert report.ratios("hyperleap") == [1.0]
+    assert report.ratios("ag-ui") == [1.0]
+    assert report.over == ["ai-sdk"]
+    assert "past 1.25 ×: ai-sdk" in report.table()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "route"), [([], "sse"), (["--door", "hyperleap"], "hyperleap")])
+@pytest.mark.parametrize(
+    ("options", "route"),
+    [([], "sse"), *((["--door", door], route) for door, route in DOORS.items() if door != "native")],
+)
 async def test_turn_benchmark_prints_its_table_and_loses_nothing(
     tmp_path: Path, options: list[str], route: str
 ) -> None:
@@ -123,6 +237,32 @@ async def test_turn_benchmark_prints_its_table_and_loses_nothing(
     assert [phase["route"] for phase in document["phases"]] == ["direct", route]
     assert all(phase["events"] > 0 and phase["turns"] == 5 for phase in document["phases"])
     assert (document["summary"]["lost"], document["summary"]["duplicated"], document["summary"]["faults"]) == (0, 0, 0)
+
+
+@pytest.mark.slow
+async def test_doors_benchmark_alternates_with_native_and_loses_nothing(tmp_path: Path) -> None:
+    """A small run of short turns ends by itself; each door has a native phase before and after it."""
+    path = tmp_path / "figures.json"
+    options = ["--streams", "3", "--rate", "50", "--events-per-turn", "10", "--seconds", "0.5", "--h2c"]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.bench", "doors", *options, "--json", str(path)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output = (await process.communicate())[0].decode()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    assert process.returncode == 0, output
+    assert all(door in output for door in DOORS)
+    document = json.loads(path.read_bytes())
+    others = [route for door, route in DOORS.items() if door != "native"]
+    routes = [phase["route"] for phase in document["phases"]]
+    assert (routes[::2], routes[1::2]) == (["sse"] * 6, others)
+    assert all(phase["events"] > 0 and phase["turns"] >= 6 for phase in document["phases"])
+    assert list(document["ratios"]) == [door for door in DOORS if door != "native"]
 
 
 @pytest.mark.slow
