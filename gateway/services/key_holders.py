@@ -66,16 +66,18 @@ class KeyHolders:
             raise GatewayError(Code.FORBIDDEN, "Reports are for the tenant's backend: send its secret key.")
         return (await self._sessions.caller(key, None, None)).principal
 
-    async def visitor_of(self, visitor: Principal, conversation_id: ConversationId) -> Principal:
-        """Return the visitor whose conversation it is, for any visitor of the tenant; raises GatewayError(not_found).
+    async def visitor_of(self, visitor: Principal, conversation_id: ConversationId, address: str) -> Principal:
+        """Return the visitor whose conversation it is, for any visitor of the tenant.
 
-        Another user's conversation is not found by the same steps as one that does not exist.
+        Another user's conversation is not found by the same steps as one that does not exist. Every request is a new
+        visitor until then, so it is by their address that those who guess ids are held back.
+        Raises GatewayError: not_found, rate_limited, upstream_*, store_unavailable.
         """
         tenant = visitor.tenant
         found = await self._conversations.head(tenant.id, conversation_id)
         if found is not None and self._drew(tenant.id, found.owner):
             return replace(visitor, user_hash=found.owner)
-        await self._admission.admit(visitor, "read", None)
+        await self._admission.admit(visitor, "read", address)
         entry = await self._vendor.ask(
             tenant, lambda key: self._vendor.upstream.read_conversation(conversation_id, key=key)
         )

@@ -18,6 +18,7 @@ from tests.transports.client import eventually
 from tests.transports.conftest import SignIn
 from tests.transports.dropin import (
     DATASPACE_ID,
+    NO_LIMITS,
     ORIGIN,
     PINNED_ID,
     PROMPT_ID,
@@ -91,6 +92,17 @@ async def test_visitors_of_one_key_see_nothing_of_each_other(shop: Running) -> N
     users = {one.external_user_id for one in kept if one is not None}
     assert len(users) == 3
     assert all(user is not None and user.startswith(f"{shop.tenant}:") for user in users)
+
+
+async def test_page_that_guesses_ids_is_held_back_by_its_address(start_gateway: StartGateway) -> None:
+    """Each request by a publishable key is a new visitor; what it asks Hyperleap counts for where it comes from."""
+    limits = NO_LIMITS.replace("address = { requests_per_min = 0 }", "address = { requests_per_min = 3 }")
+    shop = await start(start_gateway, limits=limits)
+    async with visitor(shop) as page:
+        before = shop.simulator.state.requests
+        answers = [await page.call("GET", f"/conversations/{uuid.uuid4()}") for _ in range(8)]
+    assert [answer.status_code for answer in answers] == [404] * 3 + [429] * 5
+    assert shop.simulator.state.requests == before + 3
 
 
 async def test_key_opens_nothing_of_who_signed_in(shop: Running, sign_in: SignIn) -> None:

@@ -22,7 +22,7 @@ from gateway.services.key_holders import KeyHolders, is_publishable
 from gateway.services.moderations import Moderations
 from gateway.services.prompt_runs import PromptRuns
 from gateway.services.reports import Reports
-from gateway.transports.edge import EDGE, PRINCIPAL, bearer, check_door, checked_uuid, origin_of
+from gateway.transports.edge import EDGE, PRINCIPAL, address_of, bearer, check_door, checked_uuid, origin_of
 
 PREFIX: Final = "/hyperleap"
 PATHS: Final = (f"{PREFIX}/",)
@@ -85,7 +85,7 @@ async def caller(
     principal = request[PRINCIPAL] = await holders.visitor(shown, origin)
     check_door(principal, DOOR)
     if conversation is not None:
-        principal = await holders.visitor_of(principal, conversation)
+        principal = await holders.visitor_of(principal, conversation, address_of(request))
     elif run is not None:
         principal = await holders.visitor_of_run(principal, run)
     request[PRINCIPAL] = principal
