@@ -1,8 +1,9 @@
 """Starts turns for clients that name their chats themselves and send all of a chat with every message.
 
-Hyperleap keeps what was said, so in a chat that is known only the last message is said. A list that is not how the
-chat went on (an answer is asked for again, a message was changed, or the chat is new here and has a past) opens a new
-conversation whose first message states it, and the chat is held there from then on.
+Hyperleap keeps what was said, so in a chat that is known only what is new since the last answer is said: the last
+message, and those before it that were never heard. A list that is not how the chat went on (an answer is asked for
+again, a message was changed, or the chat is new here and has a past) opens a new conversation whose first message
+states it, and the chat is held there from then on.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.events import EventLog
 from gateway.core.idempotency import checked_key
 from gateway.core.identity import Principal
-from gateway.core.threads import ANSWER, Said, stated
+from gateway.core.threads import ANSWER, Said, split, stated
 from gateway.core.turn import TurnId
+from gateway.services.chat_lists import before_turn, goes_on, is_answer, unheard
 from gateway.services.conversations import Conversations
 from gateway.services.subscriptions import Subscriptions
 from gateway.services.turns import Turns
@@ -35,7 +37,7 @@ DIGEST_CHARS: Final = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What a client wants answered: the last of ``lines``, which is the user's.
+    """What a client wants answered: the last of ``lines``, which is the user's, and those before it that are new.
 
     ``checked``: the lines before are the truth, and must be how the chat went on so far. ``persona`` None: the chat's.
     """
@@ -83,7 +85,7 @@ class Chats:
         self._beginning: set[asyncio.Task[Begun]] = set()
 
     async def begin(self, principal: Principal, ask: Ask) -> Begun:
-        """Say the last line where the chat is held. Safe to cancel: what has begun goes on in a task of this service.
+        """Say what is new where the chat is held. Safe to cancel: what has begun goes on in a task of this service.
 
         Of two requests that are the first of a chat, one opens it and the other is told ``turn_active``.
         Raises GatewayError: invalid_value (``id``, or ``persona`` where the chat has another), and what
@@ -143,26 +145,30 @@ class Chats:
 
     async def _words(self, principal: Principal, chat: Chat, ask: Ask) -> str | None:
         """Return what is to be said in the chat's conversation; None where the chat cannot go on there."""
-        last = ask.lines[-1].text
-        if not (ask.checked or chat.said):
-            return last
+        new = split(_said(ask.lines))[1]
+        if not (ask.checked or chat.said or len(new) > 1):
+            return new[-1].text
         same = bool(chat.said) and chat.said == _said(ask.lines)  # as the one that opened the conversation
-        if ask.idempotency_key is not None and await self._log.repeated(
-            principal.tenant.id, principal.user_hash, chat.conversation_id, ask.idempotency_key
-        ):
-            return stated(chat.said) if same else last
+        if ask.idempotency_key is not None:
+            repeated = await self._log.repeated(
+                principal.tenant.id, principal.user_hash, chat.conversation_id, ask.idempotency_key
+            )
+            if repeated is not None:
+                if len(new) == 1 and not same:
+                    return new[-1].text
+                conversation = await self._conversations.get(principal, chat.conversation_id)
+                before = before_turn(conversation.messages, repeated[0], new[-1].text)
+                return stated(chat.said if same and not before else unheard(ask.lines, before))
         conversation = await self._conversations.get(principal, chat.conversation_id)
-        answer = next((m for m in reversed(conversation.messages) if m.role == ANSWER and m.content.strip()), None)
-        known = next((one for one in reversed(ask.lines) if one.role == ANSWER and one.text.strip()), None)
-        if answer is None or known is None:
-            if (answer is None and known is None) or (answer is not None and not ask.checked):
-                return last
-            if same and not conversation.messages and not conversation.messages_unavailable:
-                return stated(chat.said)  # nothing of it has begun yet
-            return None  # what was told before its first answer failed, nobody knows
-        if not ask.checked or known.id in (answer.turn_id, answer.message_id):
-            return last
-        return last if known.text.strip() == answer.content.strip() else None
+        answered = any(is_answer(one) for one in conversation.messages)
+        known = any(one.role == ANSWER for one in _said(ask.lines))
+        if answered == known or (answered and not ask.checked):
+            if ask.checked and known and not goes_on(ask.lines, conversation.messages, chat.said):
+                return None
+            return stated(unheard(ask.lines, conversation.messages))
+        if same and not conversation.messages and not conversation.messages_unavailable:
+            return stated(chat.said)  # nothing of it has begun yet
+        return None  # what was told before its first answer failed, nobody knows
 
     async def _open(self, principal: Principal, ask: Ask, digest: str, before: Chat | None) -> Begun:
         """Open a conversation whose first message states all lines, and hold the chat there."""

@@ -79,6 +79,39 @@ async def test_thread_goes_on_where_its_last_answer_is_the_conversations(running
     assert heard(running) == [["One? #tokens=5", "Two? #tokens=5", "Three? #tokens=5"], [stated]]
 
 
+async def test_thread_says_all_that_is_new_since_its_answer(running: Running, client: Client) -> None:
+    """Two messages in a row are both told, in one; the thread stays in its conversation then, and after it."""
+    one, two = said("One? #tokens=5"), said("Two? #tokens=5")
+    first = text_of(events_of(await client.call("POST", RUN, asked("t", one))))
+    whole = [one, said(first, "assistant"), said("My budget is 5 euro."), two]
+    body = asked("t", *whole)
+    answers = [await client.call("POST", RUN, body, Idempotency_Key="k") for _ in range(2)]
+    assert len({answer.headers["x-turn-id"] for answer in answers}) == 1
+    whole.append(said(text_of(events_of(answers[0])), "assistant"))
+    await client.call("POST", RUN, asked("t", *whole, said("Three? #tokens=5")))
+    both = "Conversation so far:\nUser: My budget is 5 euro.\n\nMessage:\nTwo? #tokens=5"
+    assert heard(running) == [["One? #tokens=5", both, "Three? #tokens=5"]]
+
+
+async def test_thread_with_a_changed_message_is_stated_anew(running: Running, client: Client) -> None:
+    """Also where the answers are all the same: an edit of any message, or of an answer before the last, is heard."""
+    one, two, three = said("One? #tokens=5"), said("Two? #tokens=6"), said("Three? #tokens=7")
+
+    async def answered(*messages: dict[str, Any]) -> dict[str, Any]:
+        return said(text_of(events_of(await client.call("POST", RUN, asked("t", *messages)))), "assistant")
+
+    first = await answered(one)
+    edited, other = said("Edited? #tokens=5"), said("Another answer.", "assistant")
+    second = await answered(edited, first, two)
+    third = await answered(edited, first, two, second, three)
+    await answered(edited, other, two, second, three, third, said("Four? #tokens=5"))
+    told = heard(running)
+    anew = f"Conversation so far:\nUser: Edited? #tokens=5\n\nAssistant: {first['content']}\n\nMessage:\nTwo? #tokens=6"
+    assert told[:2] == [["One? #tokens=5"], [anew, "Three? #tokens=7"]]
+    assert [len(one) for one in told] == [1, 2, 1]
+    assert "Assistant: Another answer." in told[2][0]
+
+
 async def test_doors_do_not_share_their_ids(running: Running, client: Client) -> None:
     """A thread and a chat of one id are two conversations."""
     await client.call("POST", RUN, asked("same", said("One? #tokens=3")))

@@ -217,6 +217,39 @@ async def test_past_that_was_lost_with_a_failure_is_stated_again(running: Runnin
     assert heard(running)[-1] == ["Conversation so far:\nUser: One?\n\nAssistant: Yes.\n\nMessage:\nThree? #tokens=3"]
 
 
+async def test_message_that_failed_is_told_with_the_next(running: Running, client: Client) -> None:
+    """Nobody knows whether Hyperleap has kept it, so it is told once more; and only until there is an answer."""
+    first, second = said("First #tokens=3"), said("Second? #tokens=3")
+    running.simulator.set_faults("500")
+    failed = await ask(client, "c", first)
+    assert failed.parts[-1]["type"] == "error"
+    running.simulator.set_faults()
+    body = {"id": "c", "messages": [first, second]}
+    answers = [await client.call("POST", CHAT, body, Idempotency_Key="k") for _ in range(2)]
+    assert len({answer.headers["x-turn-id"] for answer in answers}) == 1
+    read = (await client.call("GET", f"{CHAT}/c")).body
+    await ask(client, "c", first, second, read["messages"][-1], said("Third? #tokens=3"))
+    both = "Conversation so far:\nUser: First #tokens=3\n\nMessage:\nSecond? #tokens=3"
+    assert heard(running) == [["First #tokens=3", both, "Third? #tokens=3"]]
+
+
+async def test_message_that_was_refused_is_told_with_the_next(start_gateway: StartGateway, sign_in: SignIn) -> None:
+    """A page keeps what the gateway's limits refused, and sends it again with what is said next."""
+    toml = tenant("ui-refused", 'policy = "detach"').replace(
+        "limits.user = { requests_per_min = 0", "limits.user = { requests_per_min = 1"
+    )
+    running = await start_gateway(toml=toml)
+    client = await sign_in(running)
+    one, two, three = (said(f"{word}? #tokens=2") for word in ("One", "Two", "Three"))
+    page = await ask(client, "c", one)
+    whole = [one, said(page.text, "assistant", page.turn_id), two]
+    assert (await client.call("POST", CHAT, {"id": "c", "messages": whole})).status == 429
+    free = await start_gateway(tenant=running.tenant, simulator=running.simulator)
+    await ask(await sign_in(free), "c", *whole, three)
+    both = "Conversation so far:\nUser: Two? #tokens=2\n\nMessage:\nThree? #tokens=2"
+    assert heard(running) == [["One? #tokens=2", both]]
+
+
 async def test_repeat_under_an_idempotency_key_is_the_same_turn(running: Running, client: Client) -> None:
     """However often it is sent, also as one that asks again, Hyperleap hears it once."""
     body = {"id": "c", "messages": [said("Hi #tokens=5")], "trigger": "regenerate-message"}
