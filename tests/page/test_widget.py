@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from playwright.async_api import Browser, BrowserContext, Page, expect
+from playwright.async_api import Browser, BrowserContext, Page, Request, Route, expect
 
 from gateway.simulator.answers import answer as said
 from tests.page.demo import Demo, running_demo
@@ -96,9 +99,37 @@ async def visit(browser: Browser, site: Site, shop_demo: Demo) -> AsyncIterator[
 
 
 async def ask(page: Page, text: str, *, state: str = "completed") -> None:
+    await send(page, text)
+    await expect(page.get_by_test_id("answer").last).to_have_attribute("data-state", state, timeout=20_000)
+
+
+async def send(page: Page, text: str) -> None:
     await page.get_by_test_id("message").fill(text)
     await page.get_by_test_id("message").press("Enter")
-    await expect(page.get_by_test_id("answer").last).to_have_attribute("data-state", state, timeout=20_000)
+
+
+@asynccontextmanager
+async def held(page: Page, address: str) -> AsyncIterator[asyncio.Event]:
+    """Hold the next call of an address, and say when it was made; at the end it goes on, and its answer has come."""
+    made, let_go = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        made.set()
+        await let_go.wait()
+        await route.continue_()
+
+    await page.route(address, hold, times=1)
+    async with page.expect_response(address):
+        try:
+            yield made
+        finally:
+            let_go.set()
+
+
+async def remembered(page: Page) -> tuple[str, Any]:
+    """Return where the widget keeps the visitor's conversation, and what it keeps."""
+    place = await page.evaluate("Object.keys(localStorage).find(name => name.startsWith('hyperleap.chat.'))")
+    return place, json.loads(await page.evaluate("place => localStorage.getItem(place)", place))
 
 
 async def show(page: Page, name: str) -> None:
@@ -189,8 +220,7 @@ async def test_conversation_is_kept_over_reloads(visit: Visit) -> None:
     await page.get_by_test_id("bubble").click()
     await ask(page, "First question #echo #rate=0")
     words = " ".join(f"w{i:03}" for i in range(80))
-    await page.get_by_test_id("message").fill(f"{words} #echo #rate=40")
-    await page.get_by_test_id("message").press("Enter")
+    await send(page, f"{words} #echo #rate=40")
     await expect(page.get_by_test_id("answer").last).to_contain_text("w010")
     await page.reload()
     await page.get_by_test_id("bubble").click()
@@ -230,10 +260,103 @@ async def test_refusal_is_told_and_can_be_tried_again(visit: Visit) -> None:
     await page.get_by_test_id("bubble").click()
     await expect(page.get_by_test_id("thread")).to_contain_text("How can we help?")
     await page.route("**/v1/sessions", lambda route: route.abort())
-    await page.get_by_test_id("message").fill("Hello again #echo #rate=0")
-    await page.get_by_test_id("message").press("Enter")
+    await send(page, "Hello again #echo #rate=0")
     await expect(page.get_by_test_id("problem")).to_contain_text("The gateway cannot be reached", timeout=20_000)
     await page.unroute("**/v1/sessions")
     await page.get_by_test_id("again").click()
     await expect(page.get_by_test_id("answer").last).to_have_text("Hello again")
     await expect(page.get_by_test_id("question")).to_have_count(1)
+
+
+@pytest.mark.parametrize("address", ["**/v1/conversations", "**/v1/conversations/*/turns"])
+async def test_new_conversation_while_a_message_is_sent(visit: Visit, address: str) -> None:
+    """The message stays with the conversation that is left: nothing of it is shown or kept; the next opens another."""
+    page = await visit(sockets=False, refusals=True)
+    opened: list[str] = []
+    sent: list[str] = []  # the conversation of each message
+
+    def note(request: Request) -> None:
+        *_, before, last = request.url.split("/")
+        if request.method == "POST" and last == "conversations":
+            opened.append(request.url)
+        elif request.method == "POST" and last == "turns":
+            sent.append(before)
+
+    page.on("request", note)
+    await page.get_by_test_id("bubble").click()
+    async with held(page, address) as made:
+        await send(page, "Left behind #tokens=200 #rate=20")
+        await asyncio.wait_for(made.wait(), 20)
+        await page.get_by_test_id("retry").click()
+        await expect(page.get_by_role("button", name="Send")).to_be_visible()
+    await page.evaluate("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+    await expect(page.get_by_test_id("question")).to_have_count(0)
+    await expect(page.get_by_test_id("answer")).to_have_count(0)
+    await expect(page.get_by_role("button", name="Send")).to_be_visible()
+    assert await page.evaluate("Object.keys(localStorage).filter(name => name.startsWith('hyperleap.chat.'))") == []
+    await ask(page, "Begun anew #echo #rate=0")
+    await expect(page.get_by_test_id("question")).to_have_text(["You: Begun anew #echo #rate=0"])
+    await expect(page.get_by_test_id("answer")).to_have_text(["Begun anew"])
+    assert len(opened) == 2
+    assert len(sent) == (1 if address.endswith("conversations") else 2)  # one not yet on its way is not sent
+    assert len(set(sent)) == len(sent)
+    assert (await remembered(page))[1]["id"] == sent[-1]
+
+
+async def test_new_conversation_while_the_last_is_read(visit: Visit) -> None:
+    """A transcript that comes late is not put into the conversation that was begun meanwhile."""
+    page = await visit()
+    await page.get_by_test_id("bubble").click()
+    await ask(page, "Of the last visit #echo #rate=0")
+    await page.reload()
+    async with held(page, "**/v1/conversations/*") as made:
+        await page.get_by_test_id("bubble").click()
+        await asyncio.wait_for(made.wait(), 20)
+        await page.get_by_test_id("retry").click()
+    await ask(page, "Begun anew #echo #rate=0")
+    await expect(page.get_by_test_id("question")).to_have_text(["You: Begun anew #echo #rate=0"])
+    await expect(page.get_by_test_id("thread")).to_contain_text("How can we help?")
+
+
+async def test_message_written_while_the_last_is_read(visit: Visit) -> None:
+    """It comes after the transcript, in the same conversation; where that is gone, it opens another and stays."""
+    page = await visit(refusals=True)
+    await page.get_by_test_id("bubble").click()
+    await ask(page, "First #echo #rate=0")
+    place, kept = await remembered(page)
+    await page.reload()
+    async with held(page, "**/v1/conversations/*") as made:
+        await page.get_by_test_id("bubble").click()
+        await asyncio.wait_for(made.wait(), 20)
+        await send(page, "Second #echo #rate=0")
+    await expect(page.get_by_test_id("answer")).to_have_text(["First", "Second"], timeout=20_000)
+    await expect(page.get_by_test_id("question")).to_have_text(
+        ["You: First #echo #rate=0", "You: Second #echo #rate=0"]
+    )
+    await expect(page.get_by_test_id("answer").last).to_have_attribute("data-state", "completed")
+    assert (await remembered(page))[1]["id"] == kept["id"]
+
+    gone = json.dumps({**kept, "id": kept["id"][:-4] + "0000"})
+    await page.evaluate("([place, gone]) => localStorage.setItem(place, gone)", [place, gone])
+    await page.reload()
+    async with held(page, "**/v1/conversations/*") as made:
+        await page.get_by_test_id("bubble").click()
+        await asyncio.wait_for(made.wait(), 20)
+        await send(page, "Third #echo #rate=0")
+    await expect(page.get_by_test_id("answer")).to_have_text(["Third"], timeout=20_000)
+    await expect(page.get_by_test_id("question")).to_have_text(["You: Third #echo #rate=0"])
+    await expect(page.get_by_test_id("thread")).to_contain_text("How can we help?")
+
+
+@pytest.mark.parametrize("left", ["{", "null", '{"id": 7}'])
+async def test_corrupt_memory_opens_cleanly(visit: Visit, left: str) -> None:
+    """What is kept under the widget's name and is no conversation counts as none."""
+    page = await visit()
+    await page.get_by_test_id("bubble").click()
+    await ask(page, "Hello #echo #rate=0")
+    place, _ = await remembered(page)
+    await page.evaluate("([place, left]) => localStorage.setItem(place, left)", [place, left])
+    await page.reload()
+    await page.get_by_test_id("bubble").click()
+    await expect(page.get_by_test_id("thread")).to_have_text("Hello! How can we help?")
+    await ask(page, "Hello again #echo #rate=0")

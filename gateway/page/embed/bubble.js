@@ -31,9 +31,13 @@ export class Bubble {
   #turn;
   #busy = false;
   #read = false;
+  /** @type {Promise<void> | undefined} the conversation of the last visit is being shown */
+  #recalled;
+  #epoch = 0; // of the thread: what awaited something compares it, and goes no further where another was begun
   #host = h("hyperleap-chat");
   #bubble = h("button", { type: "button", class: "bubble", "aria-expanded": "false", "aria-haspopup": "dialog", "data-testid": "bubble", onclick: () => this.toggle() }, icon("chat"));
-  #thread = h("div", { class: "thread", role: "region", "aria-label": "Messages", tabindex: 0, "data-testid": "thread" });
+  #past = h("div", { class: "past" }); // above what is written meanwhile
+  #thread = h("div", { class: "thread", role: "region", "aria-label": "Messages", tabindex: 0, "data-testid": "thread" }, this.#past);
   #spoken = h("div", { class: "unseen", role: "log", "aria-live": "polite", "aria-label": "Answers", "data-testid": "spoken" });
   #status = h("p", { class: "unseen", role: "status", "data-testid": "status" });
   #input = h("textarea", { rows: 1, placeholder: "Write a message", "aria-label": "Message", enterkeyhint: "send", autofocus: true, "data-testid": "message", onkeydown: (event) => this.#typed(event) });
@@ -66,7 +70,7 @@ export class Bubble {
     else this.#panel.show();
     this.#show();
     this.#input.focus();
-    if (!this.#read) void this.#recall();
+    if (!this.#read) this.#recalled = this.#recall();
     return undefined;
   }
 
@@ -112,40 +116,59 @@ export class Bubble {
   }
 
   #begin() {
+    this.#epoch++;
     this.#turn?.leave();
-    this.#turn = this.#conversation = undefined;
-    memory.removeItem(this.#place);
-    this.#thread.replaceChildren();
+    this.#turn = this.#recalled = undefined;
+    this.#read = true;
+    this.#thread.replaceChildren(this.#past);
+    this.#forget();
     this.#work(false);
-    this.#greet();
     this.#input.focus();
   }
 
-  #greet() {
-    if (this.#options.greeting) this.#thread.append(h("div", { class: "answer" }, this.#options.greeting));
+  /** Puts the greeting where the conversation was; what is being written stays. */
+  #forget() {
+    const { greeting } = this.#options;
+    this.#conversation = undefined;
+    memory.removeItem(this.#place);
+    this.#past.replaceChildren(...(greeting ? [h("div", { class: "answer" }, greeting)] : []));
+  }
+
+  /** @returns {{id?: string, asked?: any}} the conversation of the last visit; what the site's other scripts left there counts as none */
+  #kept() {
+    try {
+      const { id, asked } = JSON.parse(memory.getItem(this.#place) ?? "{}");
+      return typeof id === "string" ? { id, asked } : {};
+    } catch {
+      return {};
+    }
   }
 
   /** Shows the conversation of the last visit, and goes on reading an answer that is still being written. */
   async #recall() {
+    const epoch = this.#epoch;
     this.#read = true;
-    const { id, asked } = JSON.parse(memory.getItem(this.#place) ?? "{}");
-    if (!id) return this.#greet();
-    this.#conversation = this.#client.conversation(id);
+    const { id, asked } = this.#kept();
+    if (!id) return this.#forget();
+    const conversation = (this.#conversation = this.#client.conversation(id));
     try {
-      const { messages, active_turn_id: active } = await this.#conversation.read();
+      const { messages, active_turn_id: active } = await conversation.read();
+      if (epoch !== this.#epoch) return undefined;
+      this.#past.replaceChildren(); // an earlier attempt's problem
       for (const { role, content, turn_id } of messages) {
-        if (role === "user") this.#say(content ?? "");
-        else if (role === "assistant" && turn_id !== active) new Prose(this.#answer(false)).show(content ?? "");
+        if (role === "user") this.#say(content ?? "", this.#past);
+        else if (role === "assistant" && turn_id !== active) new Prose(this.#answer(false, this.#past)).show(content ?? "");
       }
       if (!active) return undefined;
       const last = messages[messages.length - 1];
-      if (asked?.turn === active && last?.turn_id !== active) this.#say(asked.text); // the record has it at the end
-      return await this.#follow(this.#conversation.turn(active), this.#answer());
+      if (asked?.turn === active && last?.turn_id !== active) this.#say(asked.text, this.#past); // the record has it at the end
+      return await this.#follow(conversation.turn(active), this.#answer(true, this.#past));
     } catch (error) {
-      if (/** @type {any} */ (error).code === "not_found") return this.#begin(); // another visitor's, or deleted
+      if (epoch !== this.#epoch) return undefined;
+      if (/** @type {any} */ (error).code === "not_found") return this.#forget(); // another visitor's, or deleted
       this.#read = false; // opening the panel again tries again
-      this.#thread.replaceChildren();
-      return this.#tell(this.#thread, error);
+      this.#past.replaceChildren();
+      return this.#tell(this.#past, error);
     }
   }
 
@@ -159,15 +182,22 @@ export class Bubble {
 
   /** @param {string} text @param {string} clientMessageId the gateway takes a message once */
   async #submit(text, clientMessageId) {
+    const epoch = this.#epoch;
     const answer = this.#answer();
     this.#work(true);
     try {
-      this.#conversation ??= await this.#client.create({ persona: this.#options.persona, idempotencyKey: clientMessageId });
-      const turn = await this.#conversation.send(text, { clientMessageId });
+      await this.#recalled; // it says which conversation this goes into, and an answer there comes first
+      if (epoch !== this.#epoch) return;
+      this.#work(true);
+      const conversation = this.#conversation ?? (await this.#client.create({ persona: this.#options.persona, idempotencyKey: clientMessageId }));
+      if (epoch !== this.#epoch) return;
+      this.#conversation = conversation;
+      const turn = await conversation.send(text, { clientMessageId });
+      if (epoch !== this.#epoch) return turn.leave();
       memory.setItem(this.#place, JSON.stringify({ id: turn.conversationId, asked: { turn: turn.id, text } }));
       await this.#follow(turn, answer);
     } catch (error) {
-      if (!answer.isConnected) return;
+      if (epoch !== this.#epoch) return;
       answer.classList.remove("waiting");
       this.#tell(answer, error, () => {
         answer.remove();
@@ -225,14 +255,14 @@ export class Bubble {
     while (this.#spoken.childElementCount > KEPT) this.#spoken.firstElementChild?.remove();
   }
 
-  /** @param {string} text */
-  #say(text) {
-    this.#thread.append(h("div", { class: "question", "data-testid": "question" }, h("span", { class: "unseen" }, "You: "), text));
+  /** @param {string} text @param {HTMLElement} where */
+  #say(text, where = this.#thread) {
+    where.append(h("div", { class: "question", "data-testid": "question" }, h("span", { class: "unseen" }, "You: "), text));
   }
 
-  #answer(waits = true) {
+  #answer(waits = true, where = this.#thread) {
     const answer = h("div", { class: waits ? "answer waiting" : "answer", "data-testid": "answer" });
-    this.#thread.append(answer);
+    where.append(answer);
     this.#thread.scrollTop = this.#thread.scrollHeight;
     return answer;
   }

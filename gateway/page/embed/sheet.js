@@ -32,7 +32,8 @@ h2 { flex: 1; margin: 0; font-size: 16px; font-weight: 600; overflow: hidden; te
 .tool { width: 36px; height: 36px; color: var(--soft); }
 .tool:hover { background: var(--tint); color: var(--ink); }
 .thread { flex: 1; overflow-y: auto; overscroll-behavior: contain; padding: 16px; display: flex; flex-direction: column; gap: 12px; }
-.thread > * { max-width: 88%; overflow-wrap: anywhere; border-radius: 14px; padding: 9px 13px; }
+.past { display: contents; }
+.thread > *, .past > * { max-width: 88%; overflow-wrap: anywhere; border-radius: 14px; padding: 9px 13px; }
 .question { align-self: flex-end; background: var(--accent); color: var(--on-accent); white-space: pre-wrap; }
 .answer { align-self: flex-start; background: var(--raised); border: 1px solid var(--line); }
 .waiting::after { content: "…"; color: var(--soft); }
