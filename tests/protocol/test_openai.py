@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import timeit
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, get_args
 
 import msgspec
@@ -20,25 +19,16 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.events import (
-    Ending,
     Entry,
-    Event,
     MessageCitations,
-    MessageExtra,
-    MessageModerated,
-    MessageStarted,
     TextDelta,
     TurnCompleted,
-    TurnError,
     TurnFailed,
-    TurnQueued,
     TurnStarted,
     TurnStopped,
-    advance,
-    merged,
 )
 from gateway.core.threads import ANSWER, INSTRUCTION, QUESTION, Said, split, stated
-from gateway.core.turn import StopReason, Usage
+from gateway.core.turn import StopReason
 from gateway.protocol.native import decode_body
 from gateway.protocol.openai.chat import DONE, ChatRequest, ChunkEncoder, Completion
 from gateway.protocol.openai.errors import KNOWN, STOPPED, error_body, failure, form
@@ -47,11 +37,8 @@ from gateway.protocol.openai.parameters import HARMLESS, check_parameters
 from gateway.protocol.openai.response_events import ResponseEncoder, encode_error
 from gateway.protocol.openai.responses import Response, ResponseRequest
 from gateway.protocol.sse import SseDecoder
+from tests.protocol.turn_logs import CONVERSATION, TURN, USAGE, batches, ending_of, logs
 
-TURN, CONVERSATION = "8a1f0e53-1f0e-4c53-8a1f-0e531f0e4c53", "0e531f0e-4c53-4a1f-8e53-1f0e4c538a1f"
-USAGE = Usage(12, 34, 46, "reported")
-CITATION = {"sourceUrl": "https://example.com/a", "sourceName": 'a "b"\r\n'}
-PLACE = {"sourceName": "no address"}
 WHOLE = Completion(TURN, "default", 1_790_000_000, include_usage=True)
 RESPONSE = Response(TURN, CONVERSATION, "default", 1_790_000_000.5)
 
@@ -60,52 +47,6 @@ EVENTS: dict[str, Any] = {  # by their names; the union itself tries them all
     for variant in get_args(get_args(ResponseStreamEvent)[0])
 }
 UNHURRIED = settings(deadline=None)  # the machine has others to serve
-
-
-def ending_of(kind: str, text: str) -> Ending:
-    ids = ("m", "r")
-    match kind:
-        case "failed":
-            return TurnFailed(*ids, TurnError(Code.UPSTREAM_TRUNCATED, "Cut off.", True), text, USAGE)
-        case "stop" | "length" | "content_filter" | "unknown":
-            return TurnCompleted(*ids, kind, text, USAGE)
-        case _:
-            return TurnStopped(*ids, StopReason(kind), text, USAGE)
-
-
-KINDS = ("stop", "length", "content_filter", "unknown", "failed", *StopReason)
-TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), min_size=1, max_size=8)
-
-
-@st.composite
-def logs(draw: st.DrawFn) -> list[Entry]:
-    """A turn's log: what is always there, deltas, and things between them that are not text."""
-    texts, kind = draw(TEXTS), draw(st.sampled_from(KINDS))
-    events: list[Event] = [TurnStarted(TURN, CONVERSATION, 1)]
-    if draw(st.booleans()):
-        events.append(TurnQueued(2, 3.0))
-    events.append(MessageStarted("m", "r", "assistant"))
-    between: list[Event] = [
-        MessageExtra(1, "tool", "f", "c", "x"),
-        MessageModerated([{"category": "hate"}]),
-        MessageCitations([CITATION, PLACE]),
-    ]
-    for text in texts:
-        events.append(TextDelta(text))
-        if draw(st.booleans()):
-            events.append(draw(st.sampled_from(between)))
-    events.append(ending_of(kind, "".join(texts)))
-    entries: list[Entry] = []
-    for event in events:
-        entries.append(Entry((entries[-1].position if entries else 0) + advance(event), event))
-    return entries
-
-
-def batches(entries: Sequence[Entry], cuts: Sequence[int], join: bool) -> list[list[Entry]]:
-    """Cut a log into batches at some places, its deltas joined within each as a replay does."""
-    edges = sorted({0, len(entries), *(cut % (len(entries) + 1) for cut in cuts)})
-    found = [list(entries[begin:end]) for begin, end in pairwise(edges)]
-    return [merged(batch) for batch in found] if join else found
 
 
 def citations_of(entries: Sequence[Entry]) -> list[dict[str, Any]]:
