@@ -46,8 +46,9 @@ WORDS: Final = {
 
 @dataclass(slots=True)
 class Told:
-    """Where a request's limits stand, for whoever answers it; filled in by the decision."""
+    """Where a request comes from, and where its limits stand, for whoever answers it; the decision fills these in."""
 
+    address: str | None = None
     quotas: Sequence[Quota] = ()
 
 
@@ -106,8 +107,11 @@ class Admission:
     ) -> None:
         """Charge one request against all limits; if any is used up, charge none and raise GatewayError(rate_limited).
 
+        Without an ``address`` it is that of the door's request or command under way.
         While the store is away the tenant's plan says what happens: store_unavailable, or limits of this worker's own.
         """
+        if address is None and (told := TOLD.get()) is not None:
+            address = told.address
         await self._decide(principal, action, address, persona, secrets.token_hex(16), None)
 
     async def admit_turn(

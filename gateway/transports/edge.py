@@ -36,6 +36,7 @@ T = TypeVar("T")
 UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
 REQUEST_ID: Final = web.RequestKey("request_id", str)
+_ADDRESS: Final = web.RequestKey("address", str)
 DECLARED_PROBLEM: Final = "application/problem+json"
 
 
@@ -183,9 +184,13 @@ def ticket_of(request: web.Request) -> str | None:
 
 def address_of(request: web.Request) -> str:
     """Return the client's address: the peer's, or what trusted proxies say it is."""
+    known: str | None = request.get(_ADDRESS)
+    if known is not None:
+        return known
     proxies = request.app[EDGE].rules.trusted_proxies
     forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, []) if proxies else ()
-    return client_address(request.remote, forwarded, proxies)
+    request[_ADDRESS] = address = client_address(request.remote, forwarded, proxies)
+    return address
 
 
 async def read_body(request: web.Request, body_type: type[T]) -> T:

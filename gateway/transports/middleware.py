@@ -17,7 +17,7 @@ from gateway.protocol.native import encode_json, problem
 from gateway.services.admission import TOLD, Told
 from gateway.telemetry.logging import REQUEST_ID as LOGGED_REQUEST_ID
 from gateway.telemetry.logging import event as log_event
-from gateway.transports.edge import DECLARED_PROBLEM, EDGE, PRINCIPAL, REQUEST_ID, origin_of
+from gateway.transports.edge import DECLARED_PROBLEM, EDGE, PRINCIPAL, REQUEST_ID, address_of, origin_of
 from gateway.transports.limit_headers import EXPOSED as LIMITS_EXPOSED
 from gateway.transports.limit_headers import limit_headers
 
@@ -73,7 +73,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[REQUEST_ID] = request_id
     request[_TRACE] = _trace(request.headers.get("traceparent", ""), fresh[16:48], fresh[48:])
     token = LOGGED_REQUEST_ID.set(request_id)
-    request[_TOLD] = told = Told()
+    request[_TOLD] = told = Told(address_of(request))
     TOLD.set(told)  # seen by what this request's task starts, and gone with it or overwritten by the next
     started_s = time.perf_counter()
     status = 499  # the client left; only logs and metrics see this number

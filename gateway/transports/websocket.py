@@ -91,7 +91,7 @@ class Socket:
         self._deliveries = Deliveries(self, self._edge)
         self._expiry: asyncio.TimerHandle | None = None
         self._arrival_s = 0.0
-        self._told = Told()  # of the command under way
+        self._told = Told(address_of(request))  # of the command under way
         self._revoked = False
         self.origin = origin_of(request)
         self.door: Door = "websocket"
@@ -190,7 +190,7 @@ class Socket:
     async def _take(self, frame: str) -> None:
         """Carry out one command; its failure is told in an ``error`` frame and leaves the socket open."""
         request_id: str | None = None
-        self._told = told = Told()
+        self._told = told = Told(self._told.address)
         TOLD.set(told)
         try:
             self._pace()
@@ -248,7 +248,7 @@ class Socket:
                 _conversation(command.conversation_id),
                 command.message,
                 idempotency_key=command.client_message_id,
-                address=address_of(self._request),
+                address=self._told.address or "",
             )
             self._deliveries.tell_limits(started.turn_id, limit_members(self._told.quotas))
             await self._ack(command.request_id, {"turn_id": started.turn_id})

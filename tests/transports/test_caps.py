@@ -89,6 +89,18 @@ async def test_limit_of_address_holds_for_visitors_of_one_network(start_gateway:
     assert await statuses(user, await user.conversation(), 4) == [200] * 4
 
 
+async def test_visitors_who_guess_ids_are_held_back_by_their_address(start_gateway: StartGateway) -> None:
+    """A new session for each guess helps nobody: what conversations of others ask Hyperleap is counted by network."""
+    running = await limited(start_gateway, "address = { requests_per_min = 3 }")
+    guests = [await visitor(running) for _ in range(3)]
+    before = running.simulator.state.requests
+    reads = [await guest.call("GET", f"/v1/conversations/{uuid.uuid4()}") for guest in guests]
+    turns = [await guest.call("POST", f"/v1/conversations/{uuid.uuid4()}/turns", {"message": "Hi"}) for guest in guests]
+    assert [answer.status for answer in reads] == [404] * 3
+    assert [(answer.status, answer.body["limit"]) for answer in turns] == [(429, "address_requests_per_min")] * 3
+    assert running.simulator.state.requests == before + 3
+
+
 async def test_forwarded_address_of_a_stranger_counts_nothing(start_gateway: StartGateway) -> None:
     """Without trusted proxies a visitor cannot be somebody else by writing a header."""
     running = await limited(start_gateway, "address = { requests_per_min = 2 }")
