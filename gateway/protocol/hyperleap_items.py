@@ -26,6 +26,7 @@ from gateway.core.events import (
     TurnStopped,
 )
 from gateway.core.turn import Usage
+from gateway.protocol.piece import Piece
 
 Form = Literal["array", "sse"]
 
@@ -45,18 +46,17 @@ class ItemEncoder:
     be read in one piece with, it is what deployed pages cannot take apart.
     """
 
-    __slots__ = ("_begun", "_ids", "_kept", "_lead", "_tail", "form")
+    __slots__ = ("_begun", "_ids", "_kept", "_piece", "form")
 
     def __init__(self, form: Form) -> None:
         self.form = form
-        self._lead = _LEADS[form]
         self._begun = False
         self._kept: list[Event] = []
         self._name(None, None)
 
     def __call__(self, entries: Sequence[Entry]) -> bytes:
-        if len(entries) == 1 and type(event := entries[0].event) is TextDelta and self._begun and not self._kept:
-            return self._lead + _encode(event.text) + self._tail  # the rule
+        if len(entries) == 1 and type(entries[0].event) is TextDelta and (piece := self.piece(entries[0])) is not None:
+            return piece("", "", entries)  # the rule
         events = [*self._kept, *(entry.event for entry in entries)]
         started = next((event for event in events if type(event) is MessageStarted), None)
         if started is not None:
@@ -75,13 +75,18 @@ class ItemEncoder:
             body = b"[" + body[1:]
         return body + b"]" if isinstance(events[-1], TurnCompleted | TurnStopped) else body
 
+    def piece(self, delta: Entry) -> Piece | None:
+        """Return what encodes a delta that comes alone; None where more than the delta is to be told."""
+        return self._piece if self._begun and not self._kept else None
+
     def _name(self, message_id: str | None, run_id: str | None) -> None:
         """Go on with the ids of the message, as far as the vendor has told them."""
         message, run = self._ids = message_id or NO_ID, run_id or NO_ID
-        self._tail = (
+        tail = (
             b',"toolCallId":null,"name":null},"moderation_results":null},"usage":null,"messageId":%b,"runId":%b,'
             b'"citations":null}%b' % (_encode(message), _encode(run), b"" if self.form == "array" else b"\n\n")
         )
+        self._piece = Piece(_LEADS[self.form], tail)
 
 
 class _Item:

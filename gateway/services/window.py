@@ -39,8 +39,8 @@ class Batch:
         self._others: dict[Encoder, bytes] | None
 
     def encoded(self, encoder: Encoder) -> bytes:
-        """Return the batch in a dialect; the encoder runs once however many readers share it."""
-        if encoder is self._encoder:
+        """Return the batch in a dialect; of equal encoders one runs, once however many readers share them."""
+        if encoder is self._encoder or encoder == self._encoder:
             return self._data
         if self._encoder is None:  # nearly always all readers speak one dialect: spare them a mapping
             self._encoder = encoder

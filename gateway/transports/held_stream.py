@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from aiohttp import HttpVersion11, hdrs, web
 
@@ -32,13 +32,24 @@ from gateway.core.events import (
 from gateway.core.identity import Door
 from gateway.services.subscriptions import Subscription
 from gateway.services.window import Batch
+from gateway.services.window import Encoder as SharedEncoder
 from gateway.telemetry.logging import event as log_event
 from gateway.transports.edge import EDGE, PRINCIPAL, REVOKED_S, origin_of
 from gateway.transports.sse import HIGH_WATER_BYTES, KEEPALIVE, chunk
 
 logger = logging.getLogger(__name__)
 
-Encoder = Callable[[Sequence[Entry]], bytes]
+
+class Encoder(Protocol):
+    """One reader's encoder: what it makes of entries may depend on what it was given before."""
+
+    def __call__(self, entries: Sequence[Entry], /) -> bytes: ...
+
+    def piece(self, delta: Entry, /) -> SharedEncoder | None:
+        """Return what encodes a delta that comes alone, equal for all readers of the dialect; None for a call."""
+        ...
+
+
 UNDECIDED: Final = frozenset({TurnStarted, TurnQueued})  # come before Hyperleap has said anything
 
 
@@ -189,7 +200,9 @@ class HeldStream:
         if transport.get_write_buffer_size() > self._edge.rules.reader_lag_bytes:
             self._let_go()
             return True
-        self._write(encoder(entries))
+        alone = len(entries) == 1 and type(entries[0].event) is TextDelta
+        piece = encoder.piece(entries[0]) if alone else None
+        self._write(batch.encoded(piece) if piece is not None else encoder(entries))
         return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
 
     async def write(self, batch: Batch, /) -> None:

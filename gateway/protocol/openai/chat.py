@@ -13,6 +13,7 @@ import msgspec
 from gateway.core.events import Ending, Entry, MessageStarted, TextDelta, TurnCompleted, TurnStopped
 from gateway.core.turn import Usage
 from gateway.protocol.openai.messages import Item
+from gateway.protocol.piece import Piece
 from gateway.protocol.sse import encode_event
 
 DONE: Final = encode_event(b"[DONE]")
@@ -147,24 +148,27 @@ class Completion(NamedTuple):
 class ChunkEncoder:
     """Encodes a turn's entries as chunks, all but its ending; what of an answer is not its text is left out."""
 
-    __slots__ = ("_begin", "_head", "_tail")
+    __slots__ = ("_begin", "_piece")
 
     def __init__(self, completion: Completion) -> None:
         mark = "\0"
-        self._head, self._tail = completion.chunk({"content": mark}).split(_json(mark))
+        self._piece = Piece(*completion.chunk({"content": mark}).split(_json(mark)))
         self._begin = completion.chunk({"role": "assistant", "content": "", "refusal": None})
 
     def __call__(self, entries: Sequence[Entry]) -> bytes:
-        if len(entries) == 1 and type(event := entries[0].event) is TextDelta:  # nearly all there are
-            return b"%b%b%b" % (self._head, _json(event.text), self._tail)
+        head, tail = self._piece.head, self._piece.tail
         parts: list[bytes] = []
         for entry in entries:
             event = entry.event
             if type(event) is TextDelta:
-                parts += (self._head, _json(event.text), self._tail)
+                parts += (head, _json(event.text), tail)
             elif type(event) is MessageStarted:
                 parts.append(self._begin)
         return b"".join(parts)
+
+    def piece(self, delta: Entry) -> Piece:
+        """Return what encodes a delta that comes alone."""
+        return self._piece
 
 
 def _nested(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from gateway.core.events import (
 )
 from gateway.protocol.openai.errors import error_body
 from gateway.protocol.openai.responses import Response, part, status
+from gateway.protocol.piece import NumberedPiece
 from gateway.protocol.sse import encode_event
 
 STRIDE: Final = 4  # events that one entry may make, but the last, after which nothing is counted
@@ -38,7 +39,7 @@ _json: Final = msgspec.json.Encoder().encode
 class ResponseEncoder:
     """Encodes a turn's entries as a response's events; ``last`` its ending. Keeps nothing from call to call."""
 
-    __slots__ = ("_after", "_delta", "_head", "_response")
+    __slots__ = ("_after", "_piece", "_response")
 
     def __init__(self, response: Response, after: int = -1) -> None:
         """``after`` is the sequence number of the last event that the reader has."""
@@ -46,10 +47,11 @@ class ResponseEncoder:
         self._after = after
         mark, number = "\0", 987_654_321
         text = encode("response.output_text.delta", {**self._at(), "delta": mark, "logprobs": []}, number)
-        self._head, rest = text.split(_json(mark))
-        self._delta = rest.split(_json(number))
+        head, rest = text.split(_json(mark))
+        self._piece = NumberedPiece(STRIDE, head, *rest.split(_json(number)))
 
     def __call__(self, entries: Sequence[Entry]) -> bytes:
+        around = self._piece
         parts: list[bytes] = []
         for entry in entries:
             event = entry.event
@@ -58,13 +60,20 @@ class ResponseEncoder:
                 if number > self._after:
                     new = entry.position - self._after // STRIDE  # of a merged delta the reader may have the beginning
                     text = event.text[-new:] if new < len(event.text) else event.text
-                    parts += (self._head, _json(text), self._delta[0], b"%d" % number, self._delta[1])
+                    parts += (around.head, _json(text), around.middle, b"%d" % number, around.tail)
             else:
                 for offset, (name, data) in enumerate(self._events(event)):
                     number = entry.position * STRIDE + offset
                     if number > self._after:
                         parts.append(encode(name, data, number))
         return b"".join(parts)
+
+    def piece(self, delta: Entry) -> NumberedPiece | None:
+        """Return what encodes a delta that comes alone; None for one of which the reader has some."""
+        event = delta.event
+        assert type(event) is TextDelta
+        new = (delta.position - len(event.text)) * STRIDE >= self._after
+        return self._piece if new else None
 
     def last(self, entry: Entry, citations: Sequence[dict[str, Any]]) -> bytes:
         """Encode the ending."""

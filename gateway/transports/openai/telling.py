@@ -14,7 +14,7 @@ from gateway.core.identity import Principal
 from gateway.protocol.openai.errors import failure
 from gateway.services.threads import Begun
 from gateway.transports.edge import EDGE
-from gateway.transports.held_stream import HeldStream
+from gateway.transports.held_stream import Encoder, HeldStream
 from gateway.transports.openai.door import answer, turn_headers
 
 logger = logging.getLogger(__name__)
@@ -22,10 +22,8 @@ logger = logging.getLogger(__name__)
 Citations = Sequence[dict[str, Any]]
 
 
-class Words(Protocol):
+class Words(Encoder, Protocol):
     """One kind of answer's encoder."""
-
-    def __call__(self, entries: Sequence[Entry], /) -> bytes: ...
 
     def whole(self, ending: Ending, citations: Citations, /) -> Any:
         """Return the answer as one object."""
