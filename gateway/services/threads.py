@@ -54,6 +54,7 @@ class Ask:
     replacements: Mapping[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     idempotency_key: str | None = None
+    tokens_max: int | None = None  # of the answer
 
 
 class Begun(NamedTuple):
@@ -213,6 +214,7 @@ class Threads:
             stated(ask.said),
             idempotency_key=ask.idempotency_key,
             address=ask.address,
+            tokens_max=ask.tokens_max,
         )
         return Begun(started.turn_id, conversation_id)
 

@@ -29,7 +29,7 @@ from gateway.core.events import (
     TurnStopped,
 )
 from gateway.core.identity import Tenant
-from gateway.core.turn import AnswerItem, Chat, StopReason, Usage
+from gateway.core.turn import CHARS_PER_TOKEN, AnswerItem, Chat, StopReason, Usage
 from gateway.core.vendor_keys import KeyLabel
 from gateway.services.allowance import Allowance
 from gateway.services.owned_turn import UNUSED, OwnedTurn, TurnPorts
@@ -47,6 +47,7 @@ class Turn(OwnedTurn):
         "_again",
         "_allowance",
         "_announced",
+        "_bounded",
         "_capped",
         "_chat",
         "_gaps",
@@ -68,14 +69,21 @@ class Turn(OwnedTurn):
         *,
         passage: Passage,
         allowance: Allowance | None = None,
+        tokens_max: int | None = None,
     ) -> None:
-        """``passage`` is its way to the vendor; ``allowance`` its share of its budgets, where there are any."""
+        """``passage`` is its way to the vendor; ``allowance`` its share of its budgets, where there are any.
+
+        ``tokens_max`` is what its client lets the answer have, by an estimate: beyond, it ends as by a budget.
+        """
         started = Entry(1, TurnStarted(heading.turn_id, heading.conversation_id, heading.ordinal))
         super().__init__(ports, tenant, heading, [started], epoch=1, disconnect=tenant.disconnect)
         self._gaps = ports.metrics.gap_histogram(tenant.id, heading.persona)
         self._last_item_s = 0.0
         self._chat: Chat | None = None
         self._room = ports.rules.answer_max_chars  # for text that is yet to come
+        self._bounded = tokens_max is not None and tokens_max * CHARS_PER_TOKEN < self._room
+        if tokens_max is not None and self._bounded:
+            self._room = tokens_max * CHARS_PER_TOKEN
         self._capped = False
         self._allowance = allowance
         if allowance is not None:
@@ -121,7 +129,9 @@ class Turn(OwnedTurn):
         if events:
             self.live.add(events)
             self._ports.journal.touch(self._journal_entry)
-        if self._capped:
+        if self._capped and self._bounded:
+            self.stop(StopReason.BUDGET)
+        elif self._capped:
             self._end_with(GatewayError(Code.ANSWER_TOO_LONG))
 
     def chat_ended(self, error: GatewayError | None, /) -> None:

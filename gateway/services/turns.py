@@ -81,8 +81,11 @@ class Turns:
         *,
         idempotency_key: str | None,
         address: str,
+        tokens_max: int | None = None,
     ) -> Started:
         """Claim the conversation and set its next turn going; returns once ``turn.started`` is stored.
+
+        ``tokens_max`` bounds the answer by an estimate: one that is longer is stopped there as by a budget.
 
         The work runs in a task of this service, so a caller that is cancelled leaves no half-started turn.
         Raises GatewayError: message_empty, message_too_long, message_flagged, moderation_unavailable, not_found,
@@ -92,7 +95,12 @@ class Turns:
         received_s = time.monotonic()
         self._check(message, idempotency_key, "message")
         conversation = await self._conversations.of_turn(principal, conversation_id)
-        return await self._start(principal, conversation, message, idempotency_key, address, received_s, Turn, message)
+        make = Turn if tokens_max is None else partial(Turn, tokens_max=tokens_max)
+        return await self._start(
+            *(principal, conversation, message, idempotency_key, address, received_s, make),
+            words=message,
+            field="message",
+        )
 
     async def run(
         self,
@@ -111,8 +119,12 @@ class Turns:
         ``words`` are the user's in it, to be judged where the tenant wants that. Otherwise as ``start``.
         """
         received_s = time.monotonic()
-        self._check(message, idempotency_key, "replacements")
-        return await self._start(principal, conversation, message, idempotency_key, address, received_s, make, words)
+        self._check(message, idempotency_key, field := "replacements")
+        return await self._start(
+            *(principal, conversation, message, idempotency_key, address, received_s, make),
+            words=words,
+            field=field,
+        )
 
     def _check(self, message: str, idempotency_key: str | None, field: str) -> None:
         if self._draining:
@@ -131,10 +143,10 @@ class Turns:
         received_s: float,
         make: Callable[..., Turn],
         words: str,
+        field: str,
     ) -> Started:
         if words and principal.tenant.moderation.messages:
             begun_s = time.monotonic()
-            field = "message" if make is Turn else "replacements"
             await self._screen(principal, conversation, words, idempotency_key, address, field)
             received_s += time.monotonic() - begun_s  # the vendor's time
         started: Started = await asyncio.shield(

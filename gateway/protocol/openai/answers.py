@@ -199,7 +199,7 @@ class ResponseObject(msgspec.Struct):
     error: ResponseErrorBody | None
     incomplete_details: IncompleteDetails | None
     instructions: str | None
-    max_output_tokens: None
+    max_output_tokens: int | None
     max_tool_calls: None
     metadata: dict[str, Any]
     model: str

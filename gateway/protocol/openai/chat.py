@@ -37,6 +37,8 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     stream_options: StreamOptions | None = None
     user: str | None = None
     safety_identifier: str | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
     metadata: dict[str, Any] | None = None
     replacements: dict[str, str | int | float | bool | None] = {}
     # refused where they ask for more than Hyperleap can do
@@ -56,8 +58,6 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     web_search_options: Any = None
     # taken and ignored
     frequency_penalty: Any = None
-    max_completion_tokens: Any = None
-    max_tokens: Any = None
     parallel_tool_calls: Any = None
     prediction: Any = None
     presence_penalty: Any = None

@@ -81,6 +81,14 @@ def check_parameters(body: object) -> None:
             raise unsupported(name, REASONS.get(name))
 
 
+def tokens_max(**given: int | None) -> int | None:
+    """Return the smallest of the bounds that a request sets to its answer; raises GatewayError(invalid_value)."""
+    for field, bound in given.items():
+        if bound is not None and bound < 1:
+            raise GatewayError(Code.INVALID_VALUE, f"`{field}` is 1 at least.", field=field)
+    return min((bound for bound in given.values() if bound is not None), default=None)
+
+
 def unsupported(field: str, reason: str | None = None) -> GatewayError:
     """Return the refusal of a field."""
     if reason is None:

@@ -44,6 +44,7 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True):
     instructions: str | None = None
     user: str | None = None
     safety_identifier: str | None = None
+    max_output_tokens: int | None = None
     metadata: dict[str, Any] | None = None
     replacements: dict[str, str | int | float | bool | None] = {}
     # refused where they ask for more than Hyperleap can do
@@ -59,7 +60,6 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True):
     access_programs: Any = None
     background_options: Any = None
     context_management: Any = None
-    max_output_tokens: Any = None
     max_tool_calls: Any = None
     parallel_tool_calls: Any = None
     prompt_cache_key: Any = None
@@ -86,6 +86,7 @@ class Response(NamedTuple):
     metadata: dict[str, Any] = {}  # noqa: RUF012 - of a tuple, never written to
     previous_response_id: str | None = None
     user: str | None = None
+    max_output_tokens: int | None = None
 
     @property
     def id(self) -> str:
@@ -109,7 +110,7 @@ class Response(NamedTuple):
             "error": error_of(error) if error is not None else None,
             "incomplete_details": _incomplete(ending),
             "instructions": self.instructions,
-            "max_output_tokens": None,
+            "max_output_tokens": self.max_output_tokens,
             "max_tool_calls": None,
             "metadata": self.metadata,
             "model": self.model,

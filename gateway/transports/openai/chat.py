@@ -14,7 +14,7 @@ from gateway.protocol.native import encode_json
 from gateway.protocol.openai.chat import ChatRequest, ChunkEncoder, Completion
 from gateway.protocol.openai.errors import error_body, failure
 from gateway.protocol.openai.messages import said
-from gateway.protocol.openai.parameters import check_parameters
+from gateway.protocol.openai.parameters import check_parameters, tokens_max
 from gateway.protocol.sse import encode_event
 from gateway.services.threads import Ask
 from gateway.transports.edge import EDGE, address_of, check_door
@@ -41,6 +41,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
         replacements=body.replacements,
         metadata=body.metadata or {},
         idempotency_key=request.headers.get("Idempotency-Key"),
+        tokens_max=tokens_max(max_completion_tokens=body.max_completion_tokens, max_tokens=body.max_tokens),
     )
     threads = request.app[EDGE].threads
     begun = await threads.start(principal, ask)

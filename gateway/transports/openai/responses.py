@@ -17,7 +17,7 @@ from gateway.core.identity import Disconnect, DisconnectPolicy, Principal
 from gateway.core.threads import ANSWER, INSTRUCTION, Said
 from gateway.core.turn import StopReason, TurnId
 from gateway.protocol.openai.messages import Item, said
-from gateway.protocol.openai.parameters import check_parameters
+from gateway.protocol.openai.parameters import check_parameters, tokens_max
 from gateway.protocol.openai.response_events import STRIDE, ResponseEncoder, encode_error
 from gateway.protocol.openai.responses import (
     CONVERSATION_PREFIX,
@@ -63,6 +63,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         replacements=body.replacements,
         metadata=body.metadata or {},
         idempotency_key=request.headers.get("Idempotency-Key"),
+        tokens_max=tokens_max(max_output_tokens=body.max_output_tokens),
     )
     begun = await _start(edge, principal, body, ask)
     response = Response(
@@ -75,6 +76,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         body.metadata or {},
         body.previous_response_id,
         body.user,
+        body.max_output_tokens,
     )
     if body.background and not body.stream:
         return answer(response.body(), turn_headers(begun))

@@ -11,10 +11,12 @@ from gateway.core.identity import TenantId
 from gateway.core.keys import KeyKind
 from gateway.simulator.answers import answer as said
 from tests.conftest import TENANT_TOML, Running, StartGateway
+from tests.transports.client import eventually
 from tests.transports.openai.conftest import Hire
 from tests.transports.openai.loop import heard, reply
 
 HI: list[dict[str, Any]] = [{"role": "user", "content": "Hi #tokens=12"}]
+LONG = "Hi #tokens=4000 #rate=200"
 ORIGIN = "https://app.example"
 
 
@@ -54,6 +56,36 @@ async def test_streamed_answer_joins_to_the_whole_one(client: AsyncOpenAI, usage
     if told[-1] is not None:
         assert told[-1].total_tokens == truth.total_tokens
         assert chunks[-1].choices == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("bound", ["max_tokens", "max_completion_tokens"])
+async def test_answer_ends_where_its_client_lets_it(
+    client: AsyncOpenAI, running: Running, bound: str, stream: bool
+) -> None:
+    """Hyperleap knows no such bound: the gateway cuts by its estimate, says so, and stops Hyperleap's work."""
+    asked: Any = {"model": "default", "messages": [{"role": "user", "content": LONG}], bound: 10}
+    if stream:
+        chunks = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        finish = chunks[-1].choices[0].finish_reason
+    else:
+        (choice,) = (await client.chat.completions.create(**asked)).choices
+        text, finish = choice.message.content or "", choice.finish_reason
+    assert (text, finish) == (said(LONG).text[:40], "length")
+    (run,) = running.simulator.bill
+    await eventually(lambda: run.saw_cancel, "Hyperleap to see the reset")
+    asked |= {"messages": HI, bound: 10_000}
+    (choice,) = (await client.chat.completions.create(**asked)).choices
+    assert (choice.message.content, choice.finish_reason) == (said("Hi #tokens=12").text, "stop")
+
+
+async def test_response_ends_where_its_client_lets_it(client: AsyncOpenAI) -> None:
+    """It is incomplete, and says for what."""
+    response = await client.responses.create(model="default", input=LONG, max_output_tokens=3)
+    assert (response.output_text, response.status) == (said(LONG).text[:12], "incomplete")
+    assert response.incomplete_details is not None
+    assert (response.incomplete_details.reason, response.max_output_tokens) == ("max_output_tokens", 3)
 
 
 async def test_long_answer_reaches_a_reader_that_cannot_keep_up(client: AsyncOpenAI) -> None:
