@@ -360,3 +360,39 @@ async def test_corrupt_memory_opens_cleanly(visit: Visit, left: str) -> None:
     await page.get_by_test_id("bubble").click()
     await expect(page.get_by_test_id("thread")).to_have_text("Hello! How can we help?")
     await ask(page, "Hello again #echo #rate=0")
+
+
+async def test_last_visit_that_could_not_be_read_comes_once_it_can(visit: Visit) -> None:
+    """A message that was sent meanwhile stays where it is, and is not shown a second time."""
+    page = await visit(refusals=True)
+    await page.get_by_test_id("bubble").click()
+    await ask(page, "First #echo #rate=0")
+    await page.reload()
+    await page.route("**/v1/conversations/*", lambda route: route.abort())
+    await page.get_by_test_id("bubble").click()
+    await expect(page.get_by_test_id("problem")).to_be_visible(timeout=20_000)
+    await ask(page, "Second #echo #rate=0")
+    await page.unroute("**/v1/conversations/*")
+    await page.get_by_test_id("bubble").click()
+    await page.get_by_test_id("bubble").click()
+    await expect(page.get_by_test_id("answer")).to_have_text(["First", "Second"], timeout=20_000)
+    await expect(page.get_by_test_id("question")).to_have_text(
+        ["You: First #echo #rate=0", "You: Second #echo #rate=0"]
+    )
+    await expect(page.get_by_test_id("problem")).to_have_count(0)
+
+
+async def test_storage_without_room_stands_in_nobodys_way(visit: Visit) -> None:
+    """A site that has filled its storage still chats; the conversation is known until the page is left."""
+    page = await visit()
+    full = """() => {
+      let room = 5 * 1024 * 1024;
+      for (let at = 0; room; ) try { localStorage.setItem(`full${at}`, "x".repeat(room)); at++; } catch { room >>= 1; }
+    }"""
+    await page.evaluate(full)
+    await page.get_by_test_id("bubble").click()
+    await ask(page, "Hello #echo #rate=0")
+    await ask(page, "Again #echo #rate=0")
+    await expect(page.get_by_test_id("answer")).to_have_text(["Hello", "Again"])
+    await expect(page.get_by_test_id("problem")).to_have_count(0)
+    assert await page.evaluate("Object.keys(localStorage).filter(name => name.startsWith('hyperleap'))") == []

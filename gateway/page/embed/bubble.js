@@ -10,15 +10,28 @@ import { sheet } from "./sheet.js";
 const PHONE = "(max-width: 480px)"; // as in the sheet: there the panel is all there is, and the page behind it is inert
 const KEPT = 40; // paragraphs that a screen reader can go back to in the log
 
-/** The site's storage, or the memory of this page where the browser allows none. */
+/** The site's storage; this page's own memory where the browser allows none, or has no room left. */
 const memory = (() => {
-  try {
-    localStorage.getItem("");
-    return localStorage;
-  } catch {
-    const kept = new Map();
-    return { getItem: (/** @type {string} */ name) => kept.get(name) ?? null, setItem: kept.set.bind(kept), removeItem: kept.delete.bind(kept) };
-  }
+  const kept = new Map();
+  /** @param {() => any} use @returns {any} what it says, or undefined where storage cannot be used */
+  const tried = (use) => {
+    try {
+      return use();
+    } catch {
+      return undefined;
+    }
+  };
+  return {
+    getItem: (/** @type {string} */ name) => kept.get(name) ?? tried(() => localStorage.getItem(name)) ?? null,
+    setItem(/** @type {string} */ name, /** @type {string} */ value) {
+      kept.set(name, value);
+      tried(() => localStorage.setItem(name, value));
+    },
+    removeItem(/** @type {string} */ name) {
+      kept.delete(name);
+      tried(() => localStorage.removeItem(name));
+    },
+  };
 })();
 
 export class Bubble {
@@ -33,6 +46,8 @@ export class Bubble {
   #read = false;
   /** @type {Promise<void> | undefined} the conversation of the last visit is being shown */
   #recalled;
+  /** @type {Set<string>} the turns that this page began, which stand in the thread */
+  #begun = new Set();
   #epoch = 0; // of the thread: what awaited something compares it, and goes no further where another was begun
   #host = h("hyperleap-chat");
   #bubble = h("button", { type: "button", class: "bubble", "aria-expanded": "false", "aria-haspopup": "dialog", "data-testid": "bubble", onclick: () => this.toggle() }, icon("chat"));
@@ -156,10 +171,11 @@ export class Bubble {
       if (epoch !== this.#epoch) return undefined;
       this.#past.replaceChildren(); // an earlier attempt's problem
       for (const { role, content, turn_id } of messages) {
+        if (this.#begun.has(turn_id)) continue; // sent since an attempt that failed
         if (role === "user") this.#say(content ?? "", this.#past);
         else if (role === "assistant" && turn_id !== active) new Prose(this.#answer(false, this.#past)).show(content ?? "");
       }
-      if (!active) return undefined;
+      if (!active || this.#begun.has(active)) return undefined;
       const last = messages[messages.length - 1];
       if (asked?.turn === active && last?.turn_id !== active) this.#say(asked.text, this.#past); // the record has it at the end
       return await this.#follow(conversation.turn(active), this.#answer(true, this.#past));
@@ -194,6 +210,7 @@ export class Bubble {
       this.#conversation = conversation;
       const turn = await conversation.send(text, { clientMessageId });
       if (epoch !== this.#epoch) return turn.leave();
+      this.#begun.add(turn.id);
       memory.setItem(this.#place, JSON.stringify({ id: turn.conversationId, asked: { turn: turn.id, text } }));
       await this.#follow(turn, answer);
     } catch (error) {

@@ -153,7 +153,9 @@ class Session {
       session = await this.#post(key, {}); // signed by another gateway, or too old: begin as a new visitor
     }
     this.visitorId = session.visitor_id ?? this.visitorId;
-    if (session.visitor_id) this.#options.storage?.setItem(this.#place, session.visitor_id);
+    try {
+      if (session.visitor_id) this.#options.storage?.setItem(this.#place, session.visitor_id);
+    } catch {} // no room: the visitor is known as long as this client lives
     return session;
   }
 }
