@@ -33,6 +33,17 @@ POLICY: Final = "; ".join(
 # Names are looked up here, never joined to a path: whatever a request asks for, only these files can be opened.
 FILES: Final = {path.stem: path for path in sorted(ROOT.glob("*.md"))}
 HTTP: Final = "http"  # the page that is made of the description
+# Where a reader looks for what; pages that are named nowhere come under the last.
+SECTIONS: Final[Mapping[str, Sequence[str]]] = {
+    "Begin": ("first-stream", "add-a-tenant", "architecture"),
+    "Doors": (HTTP, "websocket", "openai", "ui", "hyperleap"),
+    "Run": (
+        *("production", "behind-a-proxy", "scale-out", "drain-and-roll", "redis", "rotate-a-key"),
+        *("monitoring", "runbook", "logs", "tracing", "usage", "usage-page", "postgres"),
+    ),
+    "How it behaves": ("access", "limits", "tenants", "failures", "event-log", "threat-model"),
+    "Look up": ("settings", "metrics", "errors"),
+}
 STYLE: Final = (ROOT / "style.css").read_bytes()
 
 routes = web.RouteTableDef()
@@ -82,9 +93,20 @@ class Reference:
     def _html(self, name: str | None) -> bytes:
         from gateway.transports.rendering import listed, rendered, title_of  # a start need not wait for Markdown
 
-        titles = {one: title_of(self._markdown(one)) for one in sorted([HTTP, *FILES])}
-        text = self._markdown(name) if name is not None else listed(titles)
-        return rendered(text, titles, name).encode()
+        groups = {
+            section: {one: title_of(self._markdown(one)) for one in names} for section, names in _sections().items()
+        }
+        text = self._markdown(name) if name is not None else listed(groups)
+        return rendered(text, groups, name).encode()
+
+
+def _sections() -> dict[str, list[str]]:
+    """Return the names of all pages by section."""
+    present = {HTTP, *FILES}
+    found = {section: [name for name in names if name in present] for section, names in SECTIONS.items()}
+    *_, last = found
+    found[last] += sorted(present - {name for names in SECTIONS.values() for name in names})
+    return {section: names for section, names in found.items() if names}
 
 
 REFERENCE: Final = web.AppKey("reference", Reference)

@@ -19,24 +19,36 @@ _BESIDE: Final = re.compile(r"([a-z0-9-]+)\.md((?:#.*)?)")
 _NO_WORD: Final = re.compile(r"[^\w\- ]")
 
 
-def rendered(text: str, titles: Mapping[str, str], name: str | None) -> str:
-    """Return the document of a page. ``titles`` are all pages', by name; without a ``name`` it is their list."""
+Titles = Mapping[str, Mapping[str, str]]  # of the pages of each section, by their names
+
+
+def rendered(text: str, sections: Titles, name: str | None) -> str:
+    """Return the document of a page. ``sections`` are all pages; without a ``name`` it is their list."""
     tokens = _markdown.parse(text)
     _give_ids(tokens)
     body = _markdown.renderer.render(tokens, _markdown.options, {})
     links = "".join(
-        f'<li><a href="/docs/{one}"{" aria-current=page" if one == name else ""}>{html.escape(title)}</a></li>'
-        for one, title in titles.items()
+        f"<p>{html.escape(section)}</p><ul>{_links(titles, name)}</ul>" for section, titles in sections.items()
     )
-    title = html.escape(titles[name]) if name is not None else "Reference"
+    known = {one: title for titles in sections.values() for one, title in titles.items()}
+    title = html.escape(known[name]) if name is not None else "Documentation"
     return _DOCUMENT.format(title=title, links=links, body=body)
 
 
-def listed(titles: Mapping[str, str]) -> str:
+def _links(titles: Mapping[str, str], name: str | None) -> str:
+    return "".join(
+        f'<li><a href="/docs/{one}"{" aria-current=page" if one == name else ""}>{html.escape(title)}</a></li>'
+        for one, title in titles.items()
+    )
+
+
+def listed(sections: Titles) -> str:
     """Return the list of pages, as Markdown."""
-    lines = [f"- [{title}](/docs/{name})" for name, title in titles.items()]
+    lines = []
+    for section, titles in sections.items():
+        lines += [f"\n## {section}\n", *(f"- [{title}](/docs/{name})" for name, title in titles.items())]
     return (
-        "# Reference\n\n"
+        "# Documentation\n"
         + "\n".join(lines)
         + "\n\nThe API's description for tools: [`/openapi.json`](/openapi.json).\n"
     )
@@ -92,10 +104,10 @@ _DOCUMENT: Final = """\
 </head>
 <body>
 <a class="skip" href="#content">Skip to the page</a>
-<header><a href="/docs">hyperleap-gateway</a></header>
-<nav aria-label="Pages"><ul>{links}</ul></nav>
+<header><a href="/docs">hyperleap-gateway</a> <a class="more" href="#pages">All pages</a></header>
 <main id="content">
 {body}</main>
+<nav id="pages" aria-label="Pages">{links}</nav>
 </body>
 </html>
 """
