@@ -13,6 +13,7 @@ from gateway.upstream.pool import Pool
 from tests.bench.plan import Plan
 
 SETUP_CONNECTIONS: Final = 8
+QUEUED_MAX: Final = 1_000  # requests that may wait for a stream in the pool
 PERSONA_ID: Final = "6f1c8f0e-4f3e-4a9e-9d2c-0d4b1f0a2b3c"
 
 
@@ -35,7 +36,7 @@ async def gateway_places(plan: Plan) -> list[tuple[str, str]]:
 
 
 async def vendor_paths(pool: Pool, headers: list[tuple[bytes, bytes]], count: int) -> list[str]:
-    """Make a conversation for each stream; all at once, so that the pool opens now the connections it will need."""
+    """Make a conversation for each stream; all at once, as far as may be: so the pool opens now what it will need."""
     create = json.dumps({"personaId": PERSONA_ID}).encode()
 
     async def create_conversation(_: int) -> str:
@@ -43,7 +44,7 @@ async def vendor_paths(pool: Pool, headers: list[tuple[bytes, bytes]], count: in
         await pool.open_stream("POST", "/conversations/persona", headers, create, answer, deadline_s=30.0)
         return f"/conversations/{json.loads(await answer.body)['conversationId']}/chat-http2"
 
-    return await few_at_a_time(create_conversation, count, together=count)
+    return await few_at_a_time(create_conversation, count, together=min(count, QUEUED_MAX))
 
 
 class _Answer:
