@@ -18,6 +18,7 @@ from gateway.telemetry.histogram import HistogramFamily
 
 OTHER = "other"
 WORDS_MAX = 32
+UNITS = frozenset({"seconds", "bytes", "tokens"})
 
 Kind = Literal["counter", "gauge"]
 
@@ -30,14 +31,23 @@ class Axis:
     size: int
 
 
+class Buckets(NamedTuple):
+    """The upper bounds of a histogram's buckets, under a name by which the reference page shows them."""
+
+    name: str
+    bounds: tuple[float, ...]
+
+
 class Family(NamedTuple):
     """One metric as the reference page shows it; ``lines`` is what a scrape prints of each label set."""
 
     name: str
     kind: str
+    unit: str
     text: str
     axes: tuple[Axis, ...]
     lines: int
+    buckets: Buckets | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -72,6 +82,7 @@ class Tally(Collector):
         self._text = text
         self._labels = labels
         self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+        self._source: Callable[[], float] | None = None
 
     def add(self, amount: float, *values: str) -> None:
         """Add to the number of these label values; raises ValueError for a counter that would fall."""
@@ -83,6 +94,28 @@ class Tally(Collector):
             if len(values) != len(self._labels):
                 raise ValueError(f"{self._name} has the labels {self._labels}, not {len(values)} values") from None
             self._values[values] = amount
+
+    def put(self, value: float, *values: str) -> None:
+        """Make the number of these label values another; for gauges."""
+        if values not in self._values:
+            self.add(0.0, *values)
+        self._values[values] = value
+
+    def drop(self, *values: str) -> None:
+        """Show these label values no more. Safe to repeat."""
+        self._values.pop(values, None)
+
+    def read_from(self, source: Callable[[], float]) -> None:
+        """Take the number from ``source`` at every scrape, on the event loop; for gauges without labels."""
+        self._source = source
+
+    def refresh(self) -> None:
+        """Take the number from its source, where it has one."""
+        if self._source is not None:
+            self._values[()] = self._source()
+
+    def __len__(self) -> int:
+        return len(self._values)
 
     def describe(self) -> Iterable[Metric]:
         """Return the metric without its numbers, so that no two can have one name."""
@@ -105,17 +138,21 @@ class Families:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.declared: list[Family] = []
+        self._tallies: list[Tally] = []
         self._histograms: list[HistogramFamily] = []
 
-    def counter(self, name: str, text: str, *axes: Axis) -> Tally:
-        return self._tally("counter", name, text, axes)
+    def counter(self, name: str, text: str, *axes: Axis, unit: str | None = None) -> Tally:
+        return self._tally("counter", name, text, axes, unit)
 
-    def gauge(self, name: str, text: str, *axes: Axis) -> Tally:
-        return self._tally("gauge", name, text, axes)
+    def gauge(self, name: str, text: str, *axes: Axis, unit: str | None = None) -> Tally:
+        return self._tally("gauge", name, text, axes, unit)
 
-    def histogram(self, name: str, text: str, bounds: tuple[float, ...], *axes: Axis) -> HistogramFamily:
-        labels = self._declare(name, "histogram", text, axes, len(bounds) + 3)  # +Inf, sum and count
-        family = HistogramFamily(name, text, labels, bounds)
+    def histogram(
+        self, name: str, text: str, buckets: Buckets, *axes: Axis, unit: str | None = None
+    ) -> HistogramFamily:
+        lines = len(buckets.bounds) + 3  # +Inf, sum and count
+        labels = self._declare(Family(name, "histogram", unit or unit_of(name), text, axes, lines, buckets))
+        family = HistogramFamily(name, text, labels, buckets.bounds)
         self._histograms.append(family)
         return family
 
@@ -125,6 +162,8 @@ class Families:
             encoder, content_type = choose_encoder(accept)
         except (TypeError, ValueError):  # a version that is no version
             encoder, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+        for tally in self._tallies:
+            tally.refresh()
         return await asyncio.to_thread(self.render, encoder), content_type
 
     def render(self, encoder: Callable[[CollectorRegistry], bytes]) -> bytes:
@@ -133,15 +172,25 @@ class Families:
         end = b"# EOF\n" if body.endswith(b"# EOF\n") else b""  # only OpenMetrics has it
         return body.removesuffix(end) + "".join(family.render() for family in self._histograms).encode() + end
 
+    def series(self) -> int:
+        """Return how many lines a scrape has now, but for what the library itself adds."""
+        return sum(len(tally) for tally in self._tallies) + sum(family.lines() for family in self._histograms)
+
     def max_series(self) -> int:
         return sum(family.lines * prod(axis.size for axis in family.axes) for family in self.declared)
 
-    def _tally(self, kind: Kind, name: str, text: str, axes: tuple[Axis, ...]) -> Tally:
-        tally = Tally(kind, name, text, self._declare(name, kind, text, axes, 1))
+    def _tally(self, kind: Kind, name: str, text: str, axes: tuple[Axis, ...], unit: str | None) -> Tally:
+        tally = Tally(kind, name, text, self._declare(Family(name, kind, unit or unit_of(name), text, axes, 1)))
         self.registry.register(tally)
+        self._tallies.append(tally)
         return tally
 
-    def _declare(self, name: str, kind: str, text: str, axes: tuple[Axis, ...], lines: int) -> tuple[str, ...]:
-        family = Family(name, kind, text, axes, lines)
+    def _declare(self, family: Family) -> tuple[str, ...]:
         self.declared.append(family)
         return family.labels
+
+
+def unit_of(name: str) -> str:
+    """Return the unit that a metric's name ends with, as those of Prometheus do; else it counts things."""
+    last = name.removesuffix("_total").rpartition("_")[2]
+    return last if last in UNITS else "count"

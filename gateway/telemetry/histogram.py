@@ -46,6 +46,10 @@ class HistogramFamily:
             child = self._children[values] = (Histogram(self._bounds), self._prepare(values))
         return child[0]
 
+    def lines(self) -> int:
+        """Return how many samples a scrape has of this metric now."""
+        return len(self._children) * (len(self._le) + 2)
+
     def render(self) -> str:
         """Return the lines of a scrape; they are the same in the text format and in OpenMetrics."""
         lines = [self._head]

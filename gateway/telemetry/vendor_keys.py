@@ -17,7 +17,10 @@ class VendorKeyMetrics:
         self._known: set[str] = set()
         self.axis = Axis(("key",), 1)
         self._healthy = make.gauge(
-            "gateway_vendor_key_healthy", "Whether Hyperleap takes a key, as far as is known: 1, or 0", self.axis
+            "gateway_vendor_key_healthy",
+            "Whether Hyperleap takes a key, as far as is known: 1, or 0",
+            self.axis,
+            unit="0 or 1",
         )
         self._requests = make.counter(
             "gateway_vendor_key_requests_total",
@@ -25,6 +28,7 @@ class VendorKeyMetrics:
             " rejected (other 4xx), failed (5xx) or unanswered",
             self.axis,
             Axis(("outcome",), len(OUTCOMES) + 1),
+            unit="requests",
         )
 
     def fold(self, label: str) -> str:

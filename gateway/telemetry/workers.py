@@ -19,12 +19,21 @@ class WorkersMetrics:
     def __init__(self, slots: int) -> None:
         self._families = make = Families()
         worker = Axis((LABEL,), slots)
-        self._ready = make.gauge("gateway_worker_ready", "Ready workers of a slot; 2 while it is rolled", worker)
-        self._lost = make.counter("gateway_worker_lost_total", "Workers that died without being asked to", worker)
-        self._started = make.counter("gateway_worker_starts_total", "Workers that became ready", worker)
-        self._failed = make.counter("gateway_worker_failures_total", "Workers that did not become ready", worker)
+        self._ready = make.gauge(
+            "gateway_worker_ready", "Ready workers of a slot; 2 while it is rolled", worker, unit="workers"
+        )
+        self._lost = make.counter(
+            "gateway_worker_lost_total", "Workers that died without being asked to", worker, unit="workers"
+        )
+        self._started = make.counter("gateway_worker_starts_total", "Workers that became ready", worker, unit="workers")
+        self._failed = make.counter(
+            "gateway_worker_failures_total", "Workers that did not become ready", worker, unit="workers"
+        )
         self._rolls = make.counter(
-            "gateway_worker_rolls_total", "Rolling restarts, by outcome (done, abandoned)", Axis(("outcome",), 2)
+            "gateway_worker_rolls_total",
+            "Rolling restarts, by outcome (done, abandoned)",
+            Axis(("outcome",), 2),
+            unit="restarts",
         )
         ProcessCollector(namespace="gateway_supervisor", registry=make.registry)
 

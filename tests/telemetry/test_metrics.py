@@ -20,17 +20,13 @@ from gateway.core.errors import Code
 from gateway.core.ledger import Source
 from gateway.core.tenancy import Source as Origin
 from gateway.core.turn import StopReason, TurnState
-from gateway.telemetry.metrics import (
-    HTTP2_ERRORS,
-    METHODS,
-    SCREENED,
-    STATUSES,
-    TRANSPORTS,
-    Metrics,
-    reference,
-    watch_loop,
-)
-from gateway.telemetry.vendor_gate import REFUSALS
+from gateway.telemetry.clients import METHODS, STATUSES, TRANSPORTS
+from gateway.telemetry.limits import LIMITS, PERIODS
+from gateway.telemetry.metrics import Metrics, reference, watch_loop
+from gateway.telemetry.store import PROBES
+from gateway.telemetry.turns import CAPS, SCREENED
+from gateway.telemetry.upstream import HTTP2_ERRORS
+from gateway.telemetry.vendor_gate import REFUSALS, WINDOWS
 from gateway.telemetry.vendor_keys import OUTCOMES as KEY_OUTCOMES
 from gateway.upstream.observer import CloseReason, UpstreamObserver
 
@@ -169,7 +165,7 @@ async def test_redis_errors_limits_and_oddities_are_counted(metrics: Metrics) ->
     """A failed round trip counts its commands and one error; refusals, codes and oddities have their own counters."""
     metrics.redis_called(0.0004, 12, False)
     metrics.redis_called(1.0, 1, True)
-    metrics.limit_refused("acme", "user")
+    metrics.limit_refused("acme", "user_requests_per_min")
     metrics.message_screened("acme", "flagged")
     metrics.error_sent(Code.RATE_LIMITED)
     metrics.error_sent("made up")
@@ -178,7 +174,8 @@ async def test_redis_errors_limits_and_oddities_are_counted(metrics: Metrics) ->
     assert seen["gateway_redis_commands_total"] == 13
     assert seen["gateway_redis_errors_total"] == 1
     assert seen['gateway_redis_call_seconds_bucket{le="0.0005"}'] == 1
-    assert seen['gateway_limit_refusals_total{limit="user",tenant="acme"}'] == 1
+    limit = 'limit="user_requests_per_min",tenant="acme"'
+    assert seen[f'gateway_limit_decisions_total{{decision="refused",{limit}}}'] == 1
     assert seen['gateway_messages_screened_total{outcome="flagged",tenant="acme"}'] == 1
     assert seen['gateway_errors_total{code="rate_limited"}'] == 1
     assert seen['gateway_errors_total{code="other"}'] == 1
@@ -274,6 +271,14 @@ def abuse(metrics: Metrics, word: str, number: int) -> None:
     metrics.reader_lagged(word)
     metrics.limit_refused(word, word)
     metrics.limit_refused("acme", word)
+    metrics.limits.allowed(word, (word, "user_requests_per_min"))
+    metrics.limits.decided_alone(word)
+    metrics.limits.budget_known(word, PERIODS[number % len(PERIODS)], number, number)
+    metrics.limits.budget_gone(word, PERIODS[number % len(PERIODS)])
+    metrics.turns.detached(word)
+    metrics.turns.reattached(word)
+    metrics.turns.detached_ended(word)
+    metrics.turns.cut_off(word, CAPS[number % len(CAPS)])
     metrics.message_screened(word, word)
     metrics.message_screened("acme", word)
     metrics.feedback_given(word, word, number)
@@ -289,6 +294,8 @@ def abuse(metrics: Metrics, word: str, number: int) -> None:
     metrics.vendor_gate.refused(word, REFUSALS[number % len(REFUSALS)])
     metrics.vendor_gate.held(word)
     metrics.vendor_gate.breaker(word, 1)
+    metrics.vendor_gate.limit_known(word, WINDOWS[number % len(WINDOWS)], number, number)
+    metrics.vendor_gate.limit_gone(word, WINDOWS[number % len(WINDOWS)])
 
 
 def fill(metrics: Metrics, tenants: Mapping[str, Collection[str]] = TENANTS) -> None:
@@ -327,8 +334,16 @@ def fill(metrics: Metrics, tenants: Mapping[str, Collection[str]] = TENANTS) -> 
             metrics.gap_histogram(tenant, persona)
             for score in (-1, 0, 1):
                 metrics.feedback_given(tenant, persona, score)
-        for n in range(40):
-            metrics.limit_refused(tenant, f"limit{n}")
+        for limit in (*LIMITS, "other"):
+            metrics.limit_refused(tenant, limit)
+            metrics.limits.allowed(tenant, [limit])
+        metrics.limits.decided_alone(tenant)
+        for period in PERIODS:
+            metrics.limits.budget_known(tenant, period, 2, 1)
+        metrics.turns.detached(tenant)
+        metrics.turns.reattached(tenant)
+        for cap in CAPS:
+            metrics.turns.cut_off(tenant, cap)
         for screened in (*SCREENED, "other"):
             metrics.message_screened(tenant, screened)
     for label in ("default", "acme"):
@@ -340,6 +355,8 @@ def fill(metrics: Metrics, tenants: Mapping[str, Collection[str]] = TENANTS) -> 
         metrics.vendor_gate.waiting(label, 1)
         metrics.vendor_gate.held(label)
         metrics.vendor_gate.breaker(label, 1)
+        for window in WINDOWS:
+            metrics.vendor_gate.limit_known(label, window, 2, 1)
         for reason in REFUSALS:
             metrics.vendor_gate.refused(label, reason)
     for tenant in (*tenants, "other"):
@@ -361,6 +378,10 @@ def fill(metrics: Metrics, tenants: Mapping[str, Collection[str]] = TENANTS) -> 
     metrics.gateway_added(1)
     metrics.loop_lagged(1)
     metrics.redis_called(1, 1, True)
+    metrics.store.saved(1)
+    metrics.store.probe_delivered(1)
+    for probe in PROBES:
+        metrics.store.probe_missed(probe)
 
 
 async def test_series_are_bounded_and_the_bound_is_tight(metrics: Metrics) -> None:

@@ -58,8 +58,8 @@ async def test_limit_of_user_refuses_with_retry_after_and_leaves_others_alone(
     assert (answer.status, answer.body["code"], answer.body["limit"]) == (429, "rate_limited", "user_requests_per_min")
     assert 15 <= int(answer.headers["Retry-After"]) <= 23
     assert await statuses(other, await other.conversation(), 3) == [200, 200, 200]
-    labels = {"tenant": running.tenant, "limit": "user_requests_per_min"}
-    assert await metric(running, "gateway_limit_refusals_total", **labels) == 1
+    labels = {"tenant": running.tenant, "limit": "user_requests_per_min", "decision": "refused"}
+    assert await metric(running, "gateway_limit_decisions_total", **labels) == 1
     assert len(running.simulator.bill) == 6
 
 
