@@ -43,6 +43,7 @@ from gateway.secret_files import load as load_secrets
 from gateway.sections import SettingsError
 from gateway.settings import Settings
 from gateway.slot import PublicPort, Slot
+from gateway.telemetry.exposition import Scrape, sliced
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.workers import WorkersMetrics, merge
 from gateway.transports import admin_relay, ops
@@ -206,13 +207,13 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(slot.aclose() for slot in self._slots))
 
-    async def exposition(self, accept: str, /) -> tuple[bytes, str]:
+    async def scrape(self, accept: str, /) -> Scrape:
         """Return the metrics of all workers and of this process as one scrape."""
         workers = self._workers()
-        told = await asyncio.gather(*(worker.exposition(accept) for worker in workers.values()))
-        own, content_type = await self.metrics.exposition(accept)
+        told = await asyncio.gather(*(worker.scrape(accept) for worker in workers.values()))
+        own = self.metrics.scrape(accept)
         scrapes = [(label, scrape) for label, scrape in zip(workers, told, strict=True) if scrape is not None]
-        return merge([*scrapes, (None, own.decode())]).encode(), content_type
+        return Scrape(own.content_type, sliced(merge([*scrapes, (None, (await own.whole()).decode())])))
 
     async def readiness(self) -> tuple[bool, dict[str, str]]:
         """Ready when any slot is served and the store answers its worker; every slot is listed.

@@ -21,7 +21,8 @@ from gateway.control import Control, Launch
 from gateway.transports.admin_relay import Relayed
 
 RELAY_TIMEOUT_S: Final = 30.0  # for what an operator asks, which may take many calls to the store
-ASK_TIMEOUT_S: Final = 1.0  # a worker that takes longer to tell its metrics is left out
+ASK_TIMEOUT_S: Final = 1.0
+SCRAPE_TIMEOUT_S: Final = 5.0  # a worker that takes longer to tell its metrics is left out; Prometheus waits for 10
 
 
 class _Readiness(msgspec.Struct):
@@ -79,7 +80,6 @@ class WorkerProcess:
         self._inside = ClientSession(
             "http://worker",
             connector=UnixConnector(self._launch.internal_socket),
-            timeout=ClientTimeout(total=ASK_TIMEOUT_S),
         )
         self.exited = asyncio.get_running_loop().create_task(self._wait())
 
@@ -122,9 +122,9 @@ class WorkerProcess:
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
 
-    async def exposition(self, accept: str) -> str | None:
+    async def scrape(self, accept: str) -> str | None:
         """Return the worker's metrics in an accepted format; None from one that does not answer in time."""
-        answer = await self._ask("/metrics", accept)
+        answer = await self._ask("/metrics", accept, timeout_s=SCRAPE_TIMEOUT_S)
         return None if answer is None else answer.decode()
 
     async def readiness(self) -> dict[str, str]:
@@ -150,12 +150,13 @@ class WorkerProcess:
         except (ClientError, OSError, TimeoutError):
             return None
 
-    async def _ask(self, path: str, accept: str) -> bytes | None:
+    async def _ask(self, path: str, accept: str, *, timeout_s: float = ASK_TIMEOUT_S) -> bytes | None:
         """Ask the internal application; None when the worker does not answer in time or is gone."""
         if self._inside.closed:
             return None
         try:
-            async with self._inside.get(path, headers={hdrs.ACCEPT: accept}) as response:
+            headers, timeout = {hdrs.ACCEPT: accept}, ClientTimeout(total=timeout_s)
+            async with self._inside.get(path, headers=headers, timeout=timeout) as response:
                 return await response.read() if response.status in (200, 503) else None
         except (ClientError, OSError, TimeoutError):
             return None

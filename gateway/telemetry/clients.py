@@ -61,14 +61,14 @@ class ClientMetrics:
         self._routes |= frozenset(templates)
         self._route_axis.size = len(self._routes | {OTHER})
 
-    def request_ended(self, route: str | None, method: str, status: int, seconds: float) -> None:
-        """``route`` is the router's template, or None when no route matched."""
+    def request_ended(self, route: str | None, method: str, status: int, seconds: float, trace_id: str = "") -> None:
+        """``route`` is the router's template, or None when no route matched; ``trace_id`` shows such a request."""
         if route is None or route not in self._routes:
             route = OTHER
         method = method if method in METHODS else OTHER
         shown = str(status) if status in STATUSES else f"{status // 100}xx" if 100 <= status < 600 else OTHER
         self._requests.add(1, route, method, shown)
-        self._request_s.of(route, method).observe(seconds)
+        self._request_s.of(route, method).observe(seconds, trace_id)
 
     def error_sent(self, code: str) -> None:
         self._errors.add(1, code if code in WIRE else OTHER)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
-from prometheus_client.registry import Collector
 
+from gateway.telemetry.exposition import Format, Scrape, sliced
 from gateway.telemetry.histogram import HistogramFamily
+from gateway.telemetry.tally import Kind, Tally
 
-OTHER = "other"
-WORDS_MAX = 32
-UNITS = frozenset({"seconds", "bytes", "tokens"})
-
-Kind = Literal["counter", "gauge"]
+OTHER: Final = "other"
+WORDS_MAX: Final = 32
+UNITS: Final = frozenset({"seconds", "bytes", "tokens"})
+PROCESS_SERIES: Final = 32  # at most, of what prometheus-client itself tells of a process
 
 
 @dataclass(slots=True)
@@ -69,79 +66,22 @@ class Words:
         return self._seen.setdefault(str(word), str(word))
 
 
-class Tally(Collector):
-    """A counter or gauge as plain numbers, which the library sees at a scrape only.
-
-    To add takes 0.2 µs, where the library's own child takes 0.4 and its locks. ``add`` belongs to one thread; a
-    scrape in another may miss the latest.
-    """
-
-    def __init__(self, kind: Kind, name: str, text: str, labels: tuple[str, ...]) -> None:
-        self._kind = kind
-        self._name = name
-        self._text = text
-        self._labels = labels
-        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
-        self._source: Callable[[], float] | None = None
-
-    def add(self, amount: float, *values: str) -> None:
-        """Add to the number of these label values; raises ValueError for a counter that would fall."""
-        if amount < 0 and self._kind == "counter":
-            raise ValueError(f"{self._name} is a counter: it cannot fall by {-amount}")
-        try:
-            self._values[values] += amount
-        except KeyError:
-            if len(values) != len(self._labels):
-                raise ValueError(f"{self._name} has the labels {self._labels}, not {len(values)} values") from None
-            self._values[values] = amount
-
-    def put(self, value: float, *values: str) -> None:
-        """Make the number of these label values another; for gauges."""
-        if values not in self._values:
-            self.add(0.0, *values)
-        self._values[values] = value
-
-    def drop(self, *values: str) -> None:
-        """Show these label values no more. Safe to repeat."""
-        self._values.pop(values, None)
-
-    def read_from(self, source: Callable[[], float]) -> None:
-        """Take the number from ``source`` at every scrape, on the event loop; for gauges without labels."""
-        self._source = source
-
-    def refresh(self) -> None:
-        """Take the number from its source, where it has one."""
-        if self._source is not None:
-            self._values[()] = self._source()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def describe(self) -> Iterable[Metric]:
-        """Return the metric without its numbers, so that no two can have one name."""
-        return [self._metric()]
-
-    def collect(self) -> Iterable[Metric]:
-        metric = self._metric()
-        for values, number in self._values.copy().items():  # in one step, whatever is added meanwhile
-            metric.add_metric([str(value) for value in values], number)
-        return [metric]
-
-    def _metric(self) -> CounterMetricFamily | GaugeMetricFamily:
-        family = CounterMetricFamily if self._kind == "counter" else GaugeMetricFamily
-        return family(self._name, self._text, labels=self._labels)
-
-
 class Families:
-    """A registry that can tell the most lines a scrape can ever hold."""
+    """All metrics of a process, which can tell the most lines that a scrape of them can ever hold.
+
+    They belong to the event loop's thread, scrapes included. ``registry`` is for the library's own collectors of the
+    process, which are told last.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.declared: list[Family] = []
-        self._tallies: list[Tally] = []
-        self._histograms: list[HistogramFamily] = []
+        self._told: list[Tally | HistogramFamily] = []
+        self._names: set[str] = set()
+        self._process_series = 0  # as of the last scrape
 
     def counter(self, name: str, text: str, *axes: Axis, unit: str | None = None) -> Tally:
+        """Make a counter, whose name ends with ``_total``; ``unit`` is what is counted."""
         return self._tally("counter", name, text, axes, unit)
 
     def gauge(self, name: str, text: str, *axes: Axis, unit: str | None = None) -> Tally:
@@ -151,43 +91,48 @@ class Families:
         self, name: str, text: str, buckets: Buckets, *axes: Axis, unit: str | None = None
     ) -> HistogramFamily:
         lines = len(buckets.bounds) + 3  # +Inf, sum and count
-        labels = self._declare(Family(name, "histogram", unit or unit_of(name), text, axes, lines, buckets))
-        family = HistogramFamily(name, text, labels, buckets.bounds)
-        self._histograms.append(family)
-        return family
+        family = self._declare(Family(name, "histogram", unit or unit_of(name), text, axes, lines, buckets))
+        histogram = HistogramFamily(name, text, family.labels, buckets.bounds)
+        self._told.append(histogram)
+        return histogram
 
-    async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Return the body and the content type of a scrape, made in a thread so that no stream waits for it."""
-        try:
-            encoder, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is no version
-            encoder, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
-        for tally in self._tallies:
-            tally.refresh()
-        return await asyncio.to_thread(self.render, encoder), content_type
-
-    def render(self, encoder: Callable[[CollectorRegistry], bytes]) -> bytes:
-        """Return a scrape: what the library's ``encoder`` says of counters and gauges, then the histograms."""
-        body = encoder(self.registry)
-        end = b"# EOF\n" if body.endswith(b"# EOF\n") else b""  # only OpenMetrics has it
-        return body.removesuffix(end) + "".join(family.render() for family in self._histograms).encode() + end
+    def scrape(self, accept: str) -> Scrape:
+        """Return a scrape in the format that the scraper accepts, made in slices while it is read."""
+        format_ = Format.accepted(accept)
+        return Scrape(format_.content_type, sliced(self._pieces(format_)))
 
     def series(self) -> int:
-        """Return how many lines a scrape has now, but for what the library itself adds."""
-        return sum(len(tally) for tally in self._tallies) + sum(family.lines() for family in self._histograms)
+        """Return how many lines a scrape has now; those of the process as in the last one."""
+        return sum(told.lines() for told in self._told) + self._process_series
 
     def max_series(self) -> int:
-        return sum(family.lines * prod(axis.size for axis in family.axes) for family in self.declared)
+        """Return the most lines that a scrape can ever hold, however clients behave."""
+        return PROCESS_SERIES + sum(family.lines * prod(axis.size for axis in family.axes) for family in self.declared)
+
+    def _pieces(self, format_: Format) -> Iterator[str]:
+        process = format_.encoder(self.registry).decode().removesuffix(format_.end)
+        self._process_series = sum(not line.startswith("#") for line in process.splitlines())
+        for told in self._told:
+            told.refresh()
+        for told in self._told:
+            yield from told.pieces(openmetrics=format_.openmetrics)
+        yield process
+        yield format_.end
 
     def _tally(self, kind: Kind, name: str, text: str, axes: tuple[Axis, ...], unit: str | None) -> Tally:
-        tally = Tally(kind, name, text, self._declare(Family(name, kind, unit or unit_of(name), text, axes, 1)))
-        self.registry.register(tally)
-        self._tallies.append(tally)
+        family = self._declare(Family(name, kind, unit or unit_of(name), text, axes, 1))
+        tally = Tally(kind, name, text, family.labels)
+        self._told.append(tally)
         return tally
 
-    def _declare(self, family: Family) -> tuple[str, ...]:
+    def _declare(self, family: Family) -> Family:
+        suffixes = ("", "_bucket", "_count", "_sum") if family.kind == "histogram" else ("", "_total")
+        names = {family.name.removesuffix("_total") + suffix for suffix in suffixes}
+        if not self._names.isdisjoint(names):
+            raise ValueError(f"{family.name} is the name of another metric too")
+        self._names |= names
         self.declared.append(family)
-        return family.labels
+        return family
 
 
 def unit_of(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Literal
 
 from gateway.core.plan import SCOPES, ScopeLimits
@@ -56,13 +56,20 @@ class LimitMetrics:
     def decided_alone(self, tenant: str) -> None:
         self._alone.add(1, self._labels.of_tenant(tenant))
 
-    def budget_known(self, tenant: str, period: Period, limit: int, left: int) -> None:
-        """How a tenant's budget stands; of tenants that are no labels nothing is told."""
-        if self._labels.of_tenant(tenant) == tenant:
-            self._budget.put(limit, tenant, period)
-            self._left.put(left, tenant, period)
+    def budgets_of(self, tenants: Container[str]) -> None:
+        """Tell the budgets of no other tenants any more."""
+        for tenant, period in self._budget.known():
+            if tenant not in tenants:
+                self._budget.drop(tenant, period)
+                self._left.drop(tenant, period)
 
-    def budget_gone(self, tenant: str, period: Period) -> None:
-        """A tenant has no such budget. Safe to repeat."""
-        self._budget.drop(tenant, period)
-        self._left.drop(tenant, period)
+    def budgets_known(self, tenant: str, budgets: Mapping[Period, tuple[int, int]]) -> None:
+        """How all budgets of a tenant stand: the whole and what is left. Of tenants that are no labels none is told."""
+        for period in PERIODS:
+            if period in budgets and self._labels.of_tenant(tenant) == tenant:
+                limit, left = budgets[period]
+                self._budget.put(limit, tenant, period)
+                self._left.put(left, tenant, period)
+            else:
+                self._budget.drop(tenant, period)
+                self._left.drop(tenant, period)

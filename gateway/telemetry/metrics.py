@@ -2,7 +2,7 @@
 
 Label values come from configuration or from closed sets in the code: what a client, a vendor or a stranger
 says is folded to ``other`` before it becomes a label, so the number of series has a bound (``max_series``).
-Every verb belongs to the event loop's thread; only a scrape reads from another one.
+Every verb and every scrape belongs to the event loop's thread.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from prometheus_client import (
 from gateway import __version__
 from gateway.telemetry.clients import ClientMetrics
 from gateway.telemetry.enrolment import EnrolmentMetrics
+from gateway.telemetry.exposition import Scrape
 from gateway.telemetry.families import Axis, Buckets, Families, Family
 from gateway.telemetry.labels import Labels
 from gateway.telemetry.limits import LimitMetrics
@@ -31,8 +32,6 @@ from gateway.telemetry.upstream import UpstreamMetrics
 from gateway.telemetry.vendor_gate import VendorGateMetrics
 from gateway.telemetry.vendor_keys import VendorKeyMetrics
 from gateway.telemetry.workers import WorkersMetrics
-
-PROCESS_SERIES = 32  # what prometheus-client itself says of the process, the platform and the garbage collector
 
 
 class Metrics:
@@ -110,14 +109,14 @@ class Metrics:
 
     def max_series(self) -> int:
         """Return the most lines that a scrape can ever hold, however clients behave."""
-        return self._families.max_series() + PROCESS_SERIES
+        return self._families.max_series()
 
     def families(self) -> list[Family]:
         return self._families.declared
 
-    async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Return the body and the content type of a scrape, in the format that the scraper accepts."""
-        return await self._families.exposition(accept)
+    async def scrape(self, accept: str) -> Scrape:
+        """Return a scrape in the format that the scraper accepts."""
+        return self._families.scrape(accept)
 
 
 async def watch_loop(metrics: Metrics, interval_s: float = 0.25) -> None:
@@ -162,10 +161,15 @@ and personas appear by their configured id and alias; of those that come after t
 personas do, further ones count as `other`, and one that is taken away keeps its place until the restart. The usual
 `process_` and `python_` metrics come with them.
 
+A scrape is made in slices of half a millisecond, between which everything else goes on. With 200 tenants of three
+personas each that are in use (56,000 series, 9 MB) it takes 20 ms of processor time; a series that is new takes as long
+again, once. `gateway_metrics_series_max` is computed from the configuration, and whatever clients send
+`gateway_metrics_series` stays within it.
+
 With `--workers` there is one internal port for all: every series of a worker has a label `worker` with the number of
 its slot, and sums are the reader's (`sum without (worker) (...)`). While a slot is rolled, the process that drains is
 `worker="<slot>-old"`, and the slot's own series begin anew, as after any restart; a worker that does not answer within
-a second is absent. `gateway_worker_` and `gateway_supervisor_process_` metrics are the supervisor's own."""
+five seconds is absent. `gateway_worker_` and `gateway_supervisor_process_` metrics are the supervisor's own."""
 
 
 if __name__ == "__main__":

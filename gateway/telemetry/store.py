@@ -48,6 +48,8 @@ class StoreMetrics:
             Axis(("outcome",), len(PROBES)),
             unit="probes",
         )
+        for outcome in PROBES:  # the first increase of a series that was not there is not seen as one
+            self._probes.add(0, outcome)
         self._hears = make.gauge(
             "gateway_delivery_ok", "Whether this worker hears what others publish: 1, or 0", unit="0 or 1"
         )

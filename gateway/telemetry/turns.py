@@ -155,8 +155,13 @@ class TurnMetrics:
         self._started.add(1, *labels)
         self._live.add(1, *labels)
 
-    def ended(self, tenant: str, persona: str | None, outcome: str, reason: str, seconds: float) -> None:
-        """``reason`` is the stop reason, the error code, or for a completed turn the finish reason."""
+    def ended(
+        self, tenant: str, persona: str | None, outcome: str, reason: str, seconds: float, trace_id: str = ""
+    ) -> None:
+        """``reason`` is the stop reason, the error code, or for a completed turn the finish reason.
+
+        ``trace_id`` is of a trace in which to see such a turn.
+        """
         labels = self._labels.of_persona(tenant, persona)
         if outcome not in OUTCOMES:
             outcome = reason = OTHER
@@ -164,7 +169,7 @@ class TurnMetrics:
             reason = OTHER
         self._live.add(-1, *labels)
         self._ended.add(1, *labels, outcome, reason)
-        self._turn_s.of(*GENAI_VALUES, *labels, outcome).observe(seconds)
+        self._turn_s.of(*GENAI_VALUES, *labels, outcome).observe(seconds, trace_id)
 
     def taken_over(self, tenant: str, persona: str | None) -> None:
         """A lost worker's turn runs on this one from now on; ``ended`` tells its end."""
@@ -204,8 +209,8 @@ class TurnMetrics:
         self._token_usage.of(*GENAI_VALUES, "input", *labels).observe(prompt)
         self._token_usage.of(*GENAI_VALUES, "output", *labels).observe(completion)
 
-    def first_token(self, tenant: str, persona: str | None, seconds: float) -> None:
-        self._first_s.of(*GENAI_VALUES, *self._labels.of_persona(tenant, persona)).observe(seconds)
+    def first_token(self, tenant: str, persona: str | None, seconds: float, trace_id: str = "") -> None:
+        self._first_s.of(*GENAI_VALUES, *self._labels.of_persona(tenant, persona)).observe(seconds, trace_id)
 
     def gap_histogram(self, tenant: str, persona: str | None) -> Histogram:
         """Return the histogram of the time between tokens; a turn keeps it and observes on every event."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from gateway.core.gate import Outcome
@@ -91,13 +92,13 @@ class VendorGateMetrics:
         if change > 0:
             self._openings.add(1, self._keys.fold(key))
 
-    def limit_known(self, key: str, window: Window, limit: int, left: int) -> None:
-        """How a vendor key's plan limit stands; of keys that are no labels nothing is told."""
-        if self._keys.fold(key) == key:
-            self._limit.put(limit, key, window)
-            self._left.put(left, key, window)
-
-    def limit_gone(self, key: str, window: Window) -> None:
-        """A vendor key has no such limit. Safe to repeat."""
-        self._limit.drop(key, window)
-        self._left.drop(key, window)
+    def limits_known(self, key: str, limits: Mapping[Window, tuple[int, int]]) -> None:
+        """How a vendor key's plan limits stand: the whole and what is left. Of keys that are no labels none is told."""
+        for window in WINDOWS:
+            if window in limits and self._keys.fold(key) == key:
+                limit, left = limits[window]
+                self._limit.put(limit, key, window)
+                self._left.put(left, key, window)
+            else:
+                self._limit.drop(key, window)
+                self._left.drop(key, window)

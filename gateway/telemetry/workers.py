@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from prometheus_client import ProcessCollector
 
+from gateway.telemetry.exposition import Scrape
 from gateway.telemetry.families import Axis, Families, Family
 
-EOF = "# EOF"
-LABEL = "worker"
+EOF: Final = "# EOF"
+LABEL: Final = "worker"
+PIECE_CHARS: Final = 65_536  # of samples at a time: 0.2 ms
 
 
 class WorkersMetrics:
@@ -56,46 +59,62 @@ class WorkersMetrics:
     def rolled(self, *, done: bool) -> None:
         self._rolls.add(1, "done" if done else "abandoned")
 
-    async def exposition(self, accept: str) -> tuple[bytes, str]:
-        return await self._families.exposition(accept)
+    def scrape(self, accept: str) -> Scrape:
+        return self._families.scrape(accept)
 
 
 @dataclass(slots=True)
 class _Block:
-    """One family: its comment lines, told once, and the samples of every worker."""
+    """One family: its comment lines, told once, and where its samples stand in the scrape of each worker."""
 
     comments: dict[str, str] = field(default_factory=dict)
-    samples: list[str] = field(default_factory=list)
+    samples: list[tuple[str | None, str, int, int]] = field(default_factory=list)
 
 
-def merge(scrapes: Iterable[tuple[str | None, str]]) -> str:
+def merge(scrapes: Iterable[tuple[str | None, str]]) -> Iterator[str]:
     """Join scrapes of one format (text or OpenMetrics), each with the value of its ``worker`` label or None.
 
-    Families come in the order in which they are first told, each with one HELP and one TYPE. Samples follow their
-    family's comments in a scrape, as both formats demand, so no sample's name need be understood.
+    Families come in the order in which they are first told, each with one HELP and one TYPE; samples follow their
+    family's comments in a scrape, as both formats demand. What is joined comes in pieces, none of which takes long to
+    make; some are empty.
     """
     blocks: dict[str, _Block] = {}
     ended = False
     for worker, scrape in scrapes:
-        block = blocks.setdefault("", _Block())
-        for line in scrape.splitlines():
-            if line == EOF:
-                ended = True
-            elif line.startswith("# "):
-                _, word, name, *_ = line.split(" ", 3)
-                block = blocks.setdefault(name, _Block())
-                block.comments.setdefault(word, line)
-            elif line:
-                block.samples.append(line if worker is None else _labelled(line, worker))
-    lines = [line for block in blocks.values() for line in (*block.comments.values(), *block.samples)]
-    return "\n".join([*lines, *([EOF] if ended else [])]) + "\n"
+        name, at = "", 0
+        while at < len(scrape):
+            if scrape.startswith("# ", at):
+                end = scrape.find("\n", at) + 1 or len(scrape)
+                line = scrape[at:end]
+                if line.startswith(EOF):
+                    ended = True
+                else:
+                    _, word, name, *_ = line.split(" ", 3)
+                    blocks.setdefault(name, _Block()).comments.setdefault(word, line)
+            else:
+                end = min(at + PIECE_CHARS, len(scrape))
+                end = (scrape.find("\n# ", at, end + 2) + 1) or (scrape.rfind("\n", at, end) + 1) or len(scrape)
+                blocks.setdefault(name, _Block()).samples.append((worker, scrape, at, end))
+                yield ""
+            at = end
+    for block in blocks.values():
+        yield "".join(block.comments.values())
+        for worker, scrape, begin, end in block.samples:
+            samples = scrape[begin:end]
+            yield samples if worker is None else _labelled(samples, worker)
+    if ended:
+        yield f"{EOF}\n"
 
 
-def _labelled(sample: str, worker: str) -> str:
+def _labelled(samples: str, worker: str) -> str:
     """Put the worker's label first; a sample is ``name value`` or ``name{labels} value``."""
-    name, space, value = sample.partition(" ")
-    bare, brace, _ = name.partition("{")
-    if not brace:
-        return f'{name}{{{LABEL}="{worker}"}}{space}{value}'
-    rest = sample[len(bare) + 1 :]
-    return f'{bare}{{{LABEL}="{worker}"{"" if rest.startswith("}") else ","}{rest}'
+    label = f'{LABEL}="{worker}"'
+    labelled: list[str] = []
+    for sample in samples.splitlines(keepends=True):
+        name, brace, rest = sample.partition("{")
+        if " " in name or not brace:  # no labels: a brace is of an exemplar
+            name, _, rest = sample.partition(" ")
+            labelled.append(f"{name}{{{label}}} {rest}")
+        else:
+            labelled.append(f"{name}{{{label}{rest}" if rest.startswith("}") else f"{name}{{{label},{rest}")
+    return "".join(labelled)

@@ -6,13 +6,14 @@ from typing import Final, Protocol
 
 from aiohttp import hdrs, web
 
+from gateway.telemetry.exposition import Scrape
 from gateway.transports.edge import json_answer
 
 
-class Exposition(Protocol):
-    """Tells the metrics in the format that a scraper accepts, with the content type."""
+class Scraped(Protocol):
+    """Tells the metrics in the format that a scraper accepts."""
 
-    async def exposition(self, accept: str, /) -> tuple[bytes, str]: ...
+    async def scrape(self, accept: str, /) -> Scrape: ...
 
 
 class Readiness(Protocol):
@@ -21,16 +22,23 @@ class Readiness(Protocol):
     async def readiness(self) -> tuple[bool, dict[str, str]]: ...
 
 
-METRICS: Final[web.AppKey[Exposition]] = web.AppKey("metrics", Exposition)
+METRICS: Final[web.AppKey[Scraped]] = web.AppKey("metrics", Scraped)
 READINESS: Final[web.AppKey[Readiness]] = web.AppKey("readiness", Readiness)
 
 routes = web.RouteTableDef()
 
 
 @routes.get("/metrics")
-async def metrics(request: web.Request) -> web.Response:
-    body, content_type = await request.app[METRICS].exposition(request.headers.get(hdrs.ACCEPT, ""))
-    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+async def metrics(request: web.Request) -> web.StreamResponse:
+    """Tell the metrics piece by piece, as they are made and as the scraper takes them."""
+    scrape = await request.app[METRICS].scrape(request.headers.get(hdrs.ACCEPT, ""))
+    response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: scrape.content_type})
+    await response.prepare(request)
+    if request.method != hdrs.METH_HEAD:
+        async for piece in scrape.pieces:
+            await response.write(piece)
+    await response.write_eof()
+    return response
 
 
 @routes.get("/livez")

@@ -45,7 +45,7 @@ async def refused(work: Any) -> GatewayError:
 
 
 async def gauge(metrics: Metrics, line: str) -> float:
-    body, _ = await metrics.exposition("")
+    body = await (await metrics.scrape("")).whole()
     (value,) = [text.rpartition(" ")[2] for text in body.decode().splitlines() if text.startswith(f"{line} ")]
     return float(value)
 

@@ -35,7 +35,7 @@ class Watched:
         return sorted(self.taken[-1].tenants) if self.taken else []
 
     async def valid(self) -> bool:
-        body, _ = await self.metrics.exposition("")
+        body = await (await self.metrics.scrape("")).whole()
         return b"\ngateway_tenants_file_valid 1.0\n" in body
 
 
