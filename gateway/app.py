@@ -18,6 +18,7 @@ from gateway.services.accounting import Accounting
 from gateway.services.admission import Admission
 from gateway.services.answers import Answers
 from gateway.services.auth import Auth
+from gateway.services.budgets import Budgets
 from gateway.services.changes import Changes
 from gateway.services.chats import Chats
 from gateway.services.conversations import Conversations
@@ -206,6 +207,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         timeout_s=settings.redis.timeout_s,
         connections=settings.redis.connections,
         observer=metrics.redis_called,
+        on_break=metrics.store.breaker_opened,
     )
     ring = vendor_key_ring(settings, metrics.vendor_keys)
     upstream = upstream_client(settings, ring, metrics.upstream)
@@ -227,7 +229,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     store = RedisConversations(redis, ttl_s=rules.conversation_ttl_s)
     limiter = RedisLimiter(redis)
     admission, holdings = Admission(limiter, secrets.pepper, metrics), Holdings(limiter)
-    inbox = Inbox(redis, worker, probe_s=rules.probe_s)
+    inbox = Inbox(redis, worker, probe_s=rules.probe_s, metrics=metrics.store)
     registry, path = Registry(), settings.server.tenants_file
     tenants = Tenants(
         registry, RedisTenants(redis), fixed, settings.tenant_source, hears=lambda: inbox.hears, metrics=metrics
@@ -264,7 +266,12 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     ports = TurnPorts(
         vendor=vendor,
         log=log,
-        journal=Journal(log, interval_s=rules.append_interval_s, heartbeat_s=rules.heartbeat_s),
+        journal=Journal(
+            log,
+            interval_s=rules.append_interval_s,
+            heartbeat_s=rules.heartbeat_s,
+            on_saved=metrics.store.saved,
+        ),
         showing=showing,
         metrics=metrics,
         rules=TurnRules(answer_max_chars=rules.answer_max_chars, message_max_chars=rules.message_max_chars),
@@ -284,6 +291,8 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     accounting = Accounting(ledger, log, store, copies, after_loss, metrics)
     following = Following(log, recovery, hears=lambda: inbox.hears, lost_after_s=2 * rules.lease_s)
     roster.on_add = following.moved
+    metrics.store.read_from(breakers_open=redis.breakers_open, log_lag_s=roster.log_lag_s, leases_held=roster.__len__)
+    metrics.upstream.read_from(queued=lambda: upstream.facts.queued)
     operations, runs = HyperleapOperations(upstream), RedisPromptRuns(redis, ttl_s=rules.conversation_ttl_s)
     moderations = Moderations(
         *(vendor, operations, admission, holdings, ledger, metrics), text_max_chars=rules.message_max_chars
@@ -354,7 +363,9 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         showing=showing,
         recovery=recovery,
         sweeper=Sweeper(
-            registry.known, (recovery.sweep, accounting.sweep, admission.sweep), interval_s=rules.lease_s / 2
+            registry.known,
+            (recovery.sweep, accounting.sweep, admission.sweep, Budgets(limiter, metrics.limits).sweep, gate.sweep),
+            interval_s=rules.lease_s / 2,
         ),
         inbox=inbox,
         revocations=revocations,

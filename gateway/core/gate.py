@@ -87,6 +87,13 @@ class Served(NamedTuple):
     places: tuple[Place, ...]
 
 
+class Left(NamedTuple):
+    """How many more calls a key's plan limit lets through now; None: there is no such limit."""
+
+    per_hour: int | None
+    per_min: int | None
+
+
 class Departure(StrEnum):
     """What somebody was who has left."""
 
@@ -111,6 +118,10 @@ class Gate(Protocol):
 
     async def leave(self, label: KeyLabel, id_: str, *, unsent: bool) -> Departure:
         """Wait no more, and be let in under this id never again; ``unsent`` gives back what was charged for it."""
+        ...
+
+    async def left(self, label: KeyLabel) -> Left:
+        """Return what is left of the plan limit, for all workers together."""
         ...
 
     async def hold(self, label: KeyLabel, wait_us: int) -> None:

@@ -27,6 +27,7 @@ from gateway.core.gate import (
     Answer,
     Asker,
     Departure,
+    Left,
     Outcome,
     Place,
     Served,
@@ -54,6 +55,11 @@ class Window:
         if len(self.passes) >= older:
             wait_us = max(0, self.passes[-older] + self.period_us - now_us)
         return wait_us + cycles * self.period_us
+
+    def left(self, now_us: int) -> int | None:
+        """Return how many more may pass now."""
+        since_us = now_us - self.period_us
+        return max(0, self.limit - sum(time_us > since_us for time_us in self.passes)) if self.limit else None
 
     def fill(self, time_us: int) -> None:
         if self.limit:
@@ -136,6 +142,11 @@ class GateBooks:
         self.waiting[id_] = Waiter(tenant, worker, now_us + asker.wait_max_us + self.lease_us)
         self.workers[worker] = now_us + self.lease_us
         return self._answer(Outcome.WAITING, now_us, wait_us, position)
+
+    def left(self, now_us: int) -> Left:
+        """Return how many more calls the plan limit lets through."""
+        per_hour, per_min = (window.left(now_us) for window in self.windows)
+        return Left(per_hour, per_min)
 
     def serve(self, worker: WorkerId, ids: list[str], now_us: int) -> Served:
         """Renew a worker's lease, let through who may pass, and say where these are."""

@@ -131,6 +131,10 @@ class Limiter(Protocol):
         """Renew the leases of slots, many in one call."""
         ...
 
+    async def spent(self, tenant: TenantId, keys: Sequence[str]) -> Sequence[int]:
+        """Return how much of some budgets, by the keys of their rules, is used up or reserved by running turns."""
+        ...
+
     async def sweep(self, tenant: TenantId) -> int:
         """Give back what was charged for turns that never began, as when their worker died; return how many."""
         ...

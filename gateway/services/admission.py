@@ -35,6 +35,8 @@ STALE_MAX: Final = 3
 JITTER_SHARE: Final = 0.1  # of the wait that a refusal names, so that those refused together come back apart …
 JITTER_MAX_S: Final = 30.0
 JITTER_MIN_S: Final = 0.5
+DAY_KEY: Final = "d"  # budgets' keys begin with these, and the period's date follows
+MONTH_KEY: Final = "m"
 BOOKS_MAX: Final = 20_000  # requests that a worker counts by itself before it begins anew
 WORDS: Final = {
     Kind.RATE: "requests of this kind",
@@ -212,6 +214,7 @@ class Admission:
                 ):
                     raise
                 throttled(logger, "limits.local", tenant=tenant.id)
+                self._metrics.limits.decided_alone(tenant.id)
                 decision = self._decide_alone(tenant, ask)
             else:
                 self._books.pop(tenant.id, None)
@@ -225,6 +228,7 @@ class Admission:
             told.quotas = decision.quotas
         if decision.refused is not None:
             raise self._refusal(tenant.id, decision.refused, decision.wait_us)
+        self._metrics.limits.allowed(tenant.id, [quota.rule.name for quota in decision.quotas])
         return decision
 
     def _refusal(self, tenant: TenantId, rule: Rule, wait_us: int) -> GatewayError:
@@ -319,8 +323,8 @@ def _rows(scope: Scope, limits: ScopeLimits) -> _Rows:
         _Row(f"{scope}_requests_per_min", "rm", Kind.RATE, limits.requests_per_min, 60 * US_PER_S),
         _Row(f"{scope}_tokens_per_min", "t", Kind.TOKENS, limits.tokens_per_min, 60 * US_PER_S),
         _Row(f"{scope}_concurrent_turns", "s", Kind.SLOTS, limits.concurrent_turns, 0),
-        _Row(f"{scope}_tokens_per_day", "d", Kind.BUDGET, limits.tokens_per_day, 0),
-        _Row(f"{scope}_tokens_per_month", "m", Kind.BUDGET, limits.tokens_per_month, 0, True),
+        _Row(f"{scope}_tokens_per_day", DAY_KEY, Kind.BUDGET, limits.tokens_per_day, 0),
+        _Row(f"{scope}_tokens_per_month", MONTH_KEY, Kind.BUDGET, limits.tokens_per_month, 0, True),
     )
     return tuple(row for row in rows if row.limit)
 

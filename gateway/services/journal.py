@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from gateway.core.errors import GatewayError
@@ -60,10 +60,17 @@ class _Nobody:
 NOBODY: Final = _Nobody()
 
 
+def _unheard(_: float) -> None:
+    pass
+
+
 class JournalEntry:
     """One turn's place in the journal."""
 
-    __slots__ = ("due", "epoch", "live", "open", "owner", "saved_at_s", "saving", "tenant", "unsure_until_s", "waiting")
+    __slots__ = (
+        *("due", "epoch", "live", "open", "owner", "saved_at_s", "saving", "tenant", "unsaved_since_s"),
+        *("unsure_until_s", "waiting"),
+    )
 
     def __init__(self, tenant: TenantId, live: LiveLog, epoch: int, owner: Owner, now_s: float) -> None:
         self.tenant = tenant
@@ -75,14 +82,19 @@ class JournalEntry:
         self.waiting = False  # for the next call
         self.saving: asyncio.Task[None] | None = None
         self.saved_at_s = now_s
+        self.unsaved_since_s: float | None = None  # when the oldest event came that the store does not have
         self.unsure_until_s = now_s  # until then the store may have forgotten who follows
 
 
 class Journal:
     """Appends live logs to the EventLog and keeps the leases of quiet turns alive."""
 
-    def __init__(self, log: EventLog, *, interval_s: float, heartbeat_s: float) -> None:
+    def __init__(
+        self, log: EventLog, *, interval_s: float, heartbeat_s: float, on_saved: Callable[[float], None] = _unheard
+    ) -> None:
+        """``on_saved`` is told of each save of a turn, for how long the oldest event of it had waited. Seconds."""
         self._log = log
+        self._on_saved = on_saved
         self._interval_s = interval_s
         self._beat_s = interval_s / BEATS_PER_INTERVAL
         self._heartbeat_s = heartbeat_s
@@ -105,6 +117,8 @@ class Journal:
 
     def touch(self, entry: JournalEntry) -> None:
         """Note that a turn has entries to save: at once where readers wait for them, else on the coming beat."""
+        if entry.unsaved_since_s is None:
+            entry.unsaved_since_s = self._loop.time()
         if entry.live.holding:
             self._save(entry)
         elif not entry.due:
@@ -215,6 +229,10 @@ class Journal:
                 live = entry.live
                 live.saved(position)
                 entry.saved_at_s = now_s
+                if entry.unsaved_since_s is not None:
+                    self._on_saved(now_s - entry.unsaved_since_s)
+                    # What came meanwhile came after it was asked to: so long at most it has waited.
+                    entry.unsaved_since_s = asked_at_s if live.position > position else None
                 if entry.open:
                     if answer.stop is not None:
                         entry.owner.stop(answer.stop)
@@ -243,8 +261,14 @@ class Journal:
                     live.saved_position = 0  # the ending will find it lost, and bring all of it
 
     def _doubt(self, entry: JournalEntry) -> None:
-        """Take nobody for gone who could not say that he is there, or whose word may be lost, until he can again."""
-        entry.unsure_until_s = self._loop.time() + DOUBT_S
+        """Take nobody for gone who could not say that he is there, or whose word may be lost, until he can again.
+
+        What the store may have lost is unsaved from now on.
+        """
+        now_s = self._loop.time()
+        entry.unsure_until_s = now_s + DOUBT_S
+        if entry.unsaved_since_s is None:
+            entry.unsaved_since_s = now_s
 
     async def _restore(self, entry: JournalEntry) -> None:
         """Write a record again that the store has lost; the whole log follows."""

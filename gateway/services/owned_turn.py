@@ -121,7 +121,7 @@ class OwnedTurn(ABC):
         self.live = LiveLog(heading.turn_id, heading.conversation_id, stored)
         self.started_at_s = time.monotonic()
         self.holder: Holder | None = None  # who started it, where it was started on this worker
-        self.presence = Presence(disconnect, self.stop)
+        self.presence = Presence(disconnect, self.stop, tenant.id, ports.metrics.turns)
         self._ports = ports
         self.epoch = epoch
         self._outlet = ports.showing.outlet(self.live)
@@ -163,6 +163,11 @@ class OwnedTurn(ABC):
         return self.tenant.id == principal.tenant.id and principal.owns(self.heading.owner, self.heading.persona)
 
     @property
+    def unsaved_since_s(self) -> float | None:
+        """When the oldest event came that the store does not have, on the loop's clock; None: it has all."""
+        return self._journal_entry.unsaved_since_s
+
+    @property
     def stopping(self) -> bool:
         return self._stop is not None
 
@@ -186,6 +191,7 @@ class OwnedTurn(ABC):
     def let_go(self) -> None:
         """Another worker owns this turn: stop without writing anything."""
         self._fenced = True
+        self._ports.metrics.store.lease_lost()
         if not self._over.done():
             self._end_with(None)
 
@@ -225,6 +231,7 @@ class OwnedTurn(ABC):
                 await self._ports.log.hand_over(
                     self.tenant.id, Append(self.turn_id, self.epoch, live.saved_position, live.unsaved())
                 )
+                self._ports.metrics.store.lease_handed_over()
                 log_event(logger, logging.INFO, "turn.handed_over", turn_id=self.turn_id, tenant=self.tenant.id)
             except (GatewayError, Fenced, LogBehind, LogLost) as error:  # then its lease runs out
                 throttled(logger, "turn.left", error=error, turn_id=self.turn_id)
@@ -252,8 +259,10 @@ class OwnedTurn(ABC):
         while True:
             try:
                 await self._write(*written)
+                self._note_saved()
                 break
             except Fenced:
+                self._ports.metrics.store.lease_lost()
                 if not live.ended:
                     self._abandon()
                 self._settled = None
@@ -262,6 +271,8 @@ class OwnedTurn(ABC):
                 attempts += 1
                 if attempts == FINISH_ATTEMPTS:  # readers here wait no longer; the store is owed it until it takes it
                     log_event(logger, logging.ERROR, "turn.unsaved", turn_id=self.turn_id, tenant=self.tenant.id)
+                    if self._journal_entry.unsaved_since_s is None:
+                        self._journal_entry.unsaved_since_s = asyncio.get_running_loop().time()
                     self._show(ending)
                 await asyncio.sleep(FINISH_PAUSE_S)
         if not live.ended:
@@ -285,6 +296,12 @@ class OwnedTurn(ABC):
             except LogLost:
                 await self.restore()
                 live.saved_position = 0
+
+    def _note_saved(self) -> None:
+        since_s = self._journal_entry.unsaved_since_s
+        if since_s is not None:
+            self._journal_entry.unsaved_since_s = None
+            self._ports.metrics.store.saved(asyncio.get_running_loop().time() - since_s)
 
     def _looks_up(self, usage: Usage) -> bool:
         """Whether the vendor may know better than this what the turn cost."""

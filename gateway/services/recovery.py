@@ -132,6 +132,7 @@ class Recovery:
         )
         log_event(logger, logging.WARNING, "turn.taken_over", turn_id=turn_id, tenant=tenant, epoch=epoch)
         self._ports.metrics.turn_taken_over(tenant, record.persona)
+        self._ports.metrics.store.lease_taken_over()
         self._roster.add(rescue)
         return True
 

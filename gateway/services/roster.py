@@ -33,6 +33,11 @@ class Roster:
     def __len__(self) -> int:
         return len(self._turns)
 
+    def log_lag_s(self) -> float:
+        """Return for how long the oldest event of these turns has been waiting for the store; 0 where none does."""
+        waiting = [since_s for turn in self._turns.values() if (since_s := turn.unsaved_since_s) is not None]
+        return asyncio.get_running_loop().time() - min(waiting) if waiting else 0.0
+
     def find(self, turn_id: TurnId) -> OwnedTurn | None:
         return self._turns.get(turn_id)
 

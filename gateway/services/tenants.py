@@ -231,6 +231,7 @@ class Tenants:
         self._enrolled, self._enrolled_by, self._unreadable = following, tables.plans, unreadable
         if self._metrics is not None:
             self._metrics.know_tenants({name: sorted(known.tenant.aliases) for name, known in following.items()})
+            self._metrics.limits.budgets_of(following)
             self._metrics.tenants_changed(Counter(known.source for known in following.values()), len(unreadable))
         if self.registry.replace({name: known.tenant for name, known in following.items()}):
             log_event(

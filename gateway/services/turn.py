@@ -130,8 +130,10 @@ class Turn(OwnedTurn):
             self.live.add(events)
             self._ports.journal.touch(self._journal_entry)
         if self._capped and self._bounded:
+            self._ports.metrics.turns.cut_off(self.tenant.id, "tokens_max")
             self.stop(StopReason.BUDGET)
         elif self._capped:
+            self._ports.metrics.turns.cut_off(self.tenant.id, "answer_cap")
             self._end_with(GatewayError(Code.ANSWER_TOO_LONG))
 
     def chat_ended(self, error: GatewayError | None, /) -> None:
@@ -155,6 +157,8 @@ class Turn(OwnedTurn):
         over = [] if goes_on else list(dropwhile(lambda item: not item.text, waiting))
         self.chat_items(waiting[: len(waiting) - len(over)])
         if over or not (goes_on or self._waited_end or self._finish_reason):
+            if not self._over.done():
+                self._ports.metrics.turns.cut_off(self.tenant.id, "budget")
             self.stop(StopReason.BUDGET)
         elif self._waited_end is not None:
             self.chat_ended(*self._waited_end)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from gateway.core.errors import Code, GatewayError
-from gateway.core.gate import Answer, Asker, Departure, Gate, Outcome, State
+from gateway.core.gate import Answer, Asker, Departure, Gate, Left, Outcome, State
 from gateway.core.gate_books import GateBooks
 from gateway.core.identity import Tenant, WorkerId
 from gateway.core.limits import US_PER_S
@@ -18,11 +18,12 @@ from gateway.core.plan import StoreAway
 from gateway.core.vendor_keys import KeyLabel, PlanLimit, VendorKeys
 from gateway.services.key_gate import GateRules, KeyGate
 from gateway.services.passage import Passage
-from gateway.telemetry.vendor_gate import VendorGateMetrics
+from gateway.telemetry.vendor_gate import VendorGateMetrics, Window
 
 JITTER_SHARE: Final = 0.1  # of the wait that a refusal names, so that those refused together come back apart …
 JITTER_MIN_S: Final = 0.5
 RETRY_MIN_S: Final = 1.0
+TELL_S: Final = 2.0  # between two looks at what is left of a key's plan limit, which many tenants may share
 WORDS: Final = {
     Outcome.FULL: "Too many wait for Hyperleap already.",
     Outcome.LATE: "Hyperleap has no room for this soon enough (plan limit).",
@@ -53,6 +54,7 @@ class VendorGate:
         self._limit_of = limit_of
         self._ring = keys
         self._keys: dict[KeyLabel, KeyGate] = {}
+        self._told_at_s: dict[KeyLabel, float] = {}
         self._alone: dict[KeyLabel, GateBooks] = {}  # while the store is away
 
     async def aclose(self) -> None:
@@ -121,6 +123,25 @@ class VendorGate:
             passage.leave(unsent=not passage.passed)
             raise
         passage.answered()
+
+    async def sweep(self, tenant: Tenant) -> None:
+        """Tell the metrics what is left of the plan limits of a tenant's keys, unless that was told just now.
+
+        Raises store_unavailable.
+        """
+        now_s = time.monotonic()
+        for label in tenant.vendor_keys:
+            if now_s < self._told_at_s.get(label, float("-inf")) + TELL_S:
+                continue
+            self._told_at_s[label] = now_s
+            limit = self._limit_of(label)
+            left = await self._gate.left(label) if limit != PlanLimit() else Left(None, None)
+            known: dict[Window, tuple[int, int]] = {}
+            if limit.per_hour is not None and left.per_hour is not None:
+                known["hour"] = limit.per_hour, left.per_hour
+            if limit.per_min is not None and left.per_min is not None:
+                known["minute"] = limit.per_min, left.per_min
+            self._metrics.limits_known(label, known)
 
     async def never_sent(self, tenant: Tenant, turn_id: str) -> bool:
         """Whether a lost worker's turn was still waiting, so that Hyperleap certainly never saw it.

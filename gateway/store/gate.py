@@ -16,6 +16,7 @@ from gateway.core.gate import (
     Answer,
     Asker,
     Departure,
+    Left,
     Outcome,
     Place,
     Served,
@@ -28,6 +29,7 @@ from gateway.store.redis import ALL, INBOX, Argument, Redis, Script, text
 ENTER: Final = Script("gate_enter", with_=("gate",))
 SERVE: Final = Script("gate_serve", with_=("gate",))
 LEAVE: Final = Script("gate_leave", with_=("gate",))
+LEFT: Final = Script("gate_left", with_=("gate",))
 TELL: Final = Script("gate_tell", with_=("gate",))
 
 
@@ -77,6 +79,10 @@ class RedisGate:
     async def leave(self, label: KeyLabel, id_: str, *, unsent: bool) -> Departure:
         departure, _ = await self._run(LEAVE, label, id_, int(unsent))
         return Departure(text(departure) or "")
+
+    async def left(self, label: KeyLabel) -> Left:
+        per_hour, per_min, _ = await self._run(LEFT, label)
+        return Left(None if per_hour < 0 else per_hour, None if per_min < 0 else per_min)
 
     async def hold(self, label: KeyLabel, wait_us: int) -> None:
         await self._run(TELL, label, ALL, "hold", wait_us)

@@ -28,8 +28,10 @@ from gateway.core.turn import StopReason, TurnId
 from gateway.core.vendor_keys import KeyLabel
 from gateway.protocol.native import decode_event, encode_data
 from gateway.store.redis import ALL, INBOX, Redis
+from gateway.telemetry.families import Families
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
+from gateway.telemetry.store import StoreMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +76,9 @@ class Inbox:
     until it hears again. The time until a deaf server is noticed is two probes at most.
     """
 
-    def __init__(self, redis: Redis, worker: WorkerId, *, probe_s: float) -> None:
+    def __init__(self, redis: Redis, worker: WorkerId, *, probe_s: float, metrics: StoreMetrics | None = None) -> None:
         self._redis = redis
+        self._metrics = metrics or StoreMetrics(Families())
         self._channel = INBOX + worker
         self._probe_s = probe_s
         self._hearer: Hearer
@@ -84,6 +87,7 @@ class Inbox:
         self._tenants: TenantHearer | None = None
         self._task: asyncio.Task[None] | None = None
         self._probe = b""
+        self._probed_at_s = 0.0
         self.hears = False
         self._cut = self._closing = False
 
@@ -123,8 +127,12 @@ class Inbox:
             except Exception:  # a mistake of ours must not leave the worker deaf
                 logger.exception("inbox.crashed")
             finally:
+                if self._probe and not self._closing:
+                    self._metrics.probe_missed("lost")
+                self._probe = b""
                 if self.hears:
                     self.hears = False
+                    self._metrics.hearing_changed(hears=False)
                     self._cut = True
                     retry_s = 0.05
                 with contextlib.suppress(RedisError, OSError):
@@ -135,10 +143,9 @@ class Inbox:
     async def _listen(self, pubsub: Any) -> None:
         """Hear messages; returns when a probe did not come back."""
         loop = asyncio.get_running_loop()
-        probed_at_s = loop.time()
         await self._send_probe()
         while True:
-            due_s = probed_at_s + self._probe_s
+            due_s = self._probed_at_s + self._probe_s
             begun_s = loop.time()
             message = await pubsub.get_message(
                 ignore_subscribe_messages=True, timeout=max(LAST_LOOK_S, due_s - begun_s)
@@ -150,16 +157,17 @@ class Inbox:
             if self._probe:
                 throttled(logger, "inbox.deaf")
                 return
-            probed_at_s = loop.time()
             await self._send_probe()
 
     async def _send_probe(self) -> None:
         self._probe = uuid.uuid4().hex.encode()
+        self._probed_at_s = asyncio.get_running_loop().time()
         # A store that does not take the probe shows elsewhere; the subscription is judged once it does.
         with contextlib.suppress(GatewayError):
             await self._redis.call("PUBLISH", self._channel, b'["probe","%b"]' % self._probe)
             return
         self._probe = b""
+        self._metrics.probe_missed("unsent")
 
     def _take(self, data: bytes) -> None:
         try:
@@ -172,8 +180,10 @@ class Inbox:
                 case "probe", [str(word)]:
                     if word.encode() == self._probe:
                         self._probe = b""
+                        self._metrics.probe_delivered(asyncio.get_running_loop().time() - self._probed_at_s)
                         if not self.hears:
                             self.hears = True
+                            self._metrics.hearing_changed(hears=True)
                             log_event(logger, logging.INFO, "inbox.hears")
                             if self._cut:
                                 self._hearer.heard_again()

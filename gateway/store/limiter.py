@@ -64,6 +64,10 @@ class RedisLimiter:
             arguments += (numbers.setdefault(key, len(numbers) + 1), holder)
         await self._redis.run(RENEW, [keys.limit(key) for key in numbers], arguments)
 
+    async def spent(self, tenant: TenantId, keys: Sequence[str]) -> Sequence[int]:
+        at = Keys(tenant).limit("")
+        return [int(value or 0) for value in await self._redis.call("MGET", *(at + key for key in keys))]
+
     async def sweep(self, tenant: TenantId) -> int:
         keys = Keys(tenant)
         arguments = (keys.charge(""), keys.turn(""), SWEEP_MAX, int(OPEN_S * 1000))

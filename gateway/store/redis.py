@@ -131,14 +131,26 @@ class Redis:
     a server said that it did not process it.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, connections: int, observer: CallObserver | None = None) -> None:
-        """``observer`` is told of every batch. Opens no connection; raises ValueError for a URL that cannot be read."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        connections: int,
+        observer: CallObserver | None = None,
+        on_break: Callable[[], None] | None = None,
+    ) -> None:
+        """``observer`` is told of every batch, ``on_break`` of every breaker that opens.
+
+        Opens no connection; raises ValueError for a URL that cannot be read.
+        """
         where = StoreUrl.parse(url)
         kind = Cluster if where.topology == "cluster" else Alone
         self._servers: Alone | Cluster = kind(where, timeout_s=timeout_s, connections=connections)
         self._routed = kind is Cluster
         self._timeout_s = timeout_s
         self._observer = observer
+        self._on_break = on_break
         self._queue: list[Call] = []
         self._under_way: set[Batch] = set()
         self._quiet: asyncio.Future[None] | None = None  # done when nothing is under way any more
@@ -204,6 +216,10 @@ class Redis:
         if node is not None and node.failed_at_s is not None:
             failed_at_s = max(node.failed_at_s, failed_at_s or 0.0)
         return float("inf") if failed_at_s is None else time.monotonic() - failed_at_s
+
+    def breakers_open(self) -> int:
+        """Return of how many servers the breaker is open just now."""
+        return sum(node.breaker.is_open for node in self._servers.nodes())
 
     def note_failure(self) -> None:
         """Count it as a failure for ``healthy_s`` that another connection, such as a subscriber's, was lost."""
@@ -278,6 +294,8 @@ class Redis:
         """Draw the conclusions for the node from how a batch went."""
         error = failure or next((reply for reply in troubles if away_wholly(reply)), None)
         if error is not None:
+            if not node.breaker.is_open and self._on_break is not None:
+                self._on_break()
             node.fail(error, trial=trial)
         else:
             if node.breaker.is_open:

@@ -20,8 +20,8 @@ ENDINGS = frozenset(
 OUTCOMES = (TurnState.COMPLETED.value, TurnState.STOPPED.value, TurnState.FAILED.value)
 SCREENED = ("passed", "flagged", "unjudged_sent", "unjudged_refused")
 SIGNS = ("negative", "neutral", "positive")
-Cap = Literal["budget", "answer_cap"]
-CAPS: tuple[Cap, ...] = ("budget", "answer_cap")
+Cap = Literal["budget", "answer_cap", "tokens_max"]
+CAPS: tuple[Cap, ...] = ("budget", "answer_cap", "tokens_max")
 # The buckets that the OpenTelemetry GenAI conventions ask for (gen-ai-metrics)
 GENAI_SECONDS = Buckets(
     "GenAI seconds", (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -68,7 +68,8 @@ class TurnMetrics:
         )
         self._cut_off = make.counter(
             "gateway_cutoffs_total",
-            "Answers cut off in the middle: a budget was used up (budget), or the answer was too long (answer_cap)",
+            "Answers cut off in the middle: a budget was used up (budget), the answer was too long (answer_cap), "
+            "or longer than its client wants (tokens_max)",
             tenant,
             Axis(("cap",), len(CAPS)),
             unit="turns",

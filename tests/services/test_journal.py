@@ -454,3 +454,44 @@ async def test_journal_after_an_outage_takes_no_follower_for_gone(
         return list(owner.followers[-1][0]) == []
 
     await until(none_told)
+
+
+async def test_journal_tells_how_long_the_oldest_event_waited(log: PlayedLog) -> None:
+    """Each save is told once with the age of its oldest event; what comes meanwhile is younger."""
+    saved: list[float] = []
+    journal = Journal(log, interval_s=0.01, heartbeat_s=30, on_saved=saved.append)
+    owner, loop = Owner(journal, log), asyncio.get_running_loop()
+    log.gate = asyncio.Event()
+    begun_s = loop.time()
+    owner.say("a")
+    await until(lambda: len(log.appends) == 1)
+    asked_s = loop.time()
+    owner.say("b")  # while the first is on its way
+    assert owner.entry.unsaved_since_s is not None
+    assert begun_s <= owner.entry.unsaved_since_s <= asked_s
+    log.gate.set()
+    await until(lambda: log.text == "ab")
+    await until(lambda: owner.entry.unsaved_since_s is None)
+    assert len(saved) == 2
+    assert 0 < saved[0] <= loop.time() - begun_s
+    await journal.close(owner.entry)
+
+
+async def test_journal_whose_store_is_away_ages_until_it_is_back(log: PlayedLog) -> None:
+    """An append that fails saves nothing: the oldest event keeps its age until one succeeds."""
+    saved: list[float] = []
+    journal = Journal(log, interval_s=0.01, heartbeat_s=30, on_saved=saved.append)
+    owner, loop = Owner(journal, log), asyncio.get_running_loop()
+    log.failure = GatewayError(Code.STORE_UNAVAILABLE)
+    owner.say("a")
+    since_s = owner.entry.unsaved_since_s
+    assert since_s is not None
+    await until(lambda: len(log.appends) > 3)
+    owner.say("b")
+    assert owner.entry.unsaved_since_s == since_s
+    assert saved == []
+    log.failure = None
+    await until(lambda: log.text == "ab")
+    await until(lambda: owner.entry.unsaved_since_s is None)
+    assert 0.03 <= saved[0] <= loop.time() - since_s
+    await journal.close(owner.entry)

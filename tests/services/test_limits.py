@@ -35,6 +35,7 @@ from tests.services.billing import BillingVendor
 from tests.services.conftest import SetStage
 from tests.services.doomed import PLAN, SLOTS
 from tests.services.stage import ADDRESS, PlayedChat, Stage, until
+from tests.telemetry.told import told
 
 BACK_S = 10.0  # within which a slot is free again, whatever became of its holder
 
@@ -548,5 +549,7 @@ async def test_store_away_is_refused_or_counted_here_as_the_plan_says(set_stage:
     error = await refused(opened.admission.admit(opened.user(), "create", ADDRESS))
     assert (error.code, error.extra) == (Code.RATE_LIMITED, {"limit": "user_requests_per_min"})
     assert time.monotonic() - begun_s < 3 * 0.2 + 1.0  # the breaker is open after the first
+    assert await told(opened.metrics, "gateway_limit_decisions_alone_total", tenant=opened.tenant.id) == 6
+    assert await told(closed.metrics, "gateway_limit_decisions_alone_total") == 0
     assert (await refused(opened.start(conversation))).code is Code.STORE_UNAVAILABLE
     assert opened.vendor.chats == []

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from gateway.core.identity import Disconnect, DisconnectPolicy
+from gateway.core.identity import Disconnect, DisconnectPolicy, TenantId
 from gateway.core.turn import StopReason
 from gateway.services import presence as presence_module
 from gateway.services.presence import Presence
+from gateway.telemetry.metrics import Metrics
 
 PATIENCE_S = 5.0
 
@@ -20,7 +21,13 @@ class Turn:
 
     def __init__(self, **rule: object) -> None:
         self.stopped: asyncio.Future[StopReason] = asyncio.get_running_loop().create_future()
-        self.presence = Presence(Disconnect(**rule), self.stopped.set_result)  # type: ignore[arg-type]
+        self.metrics = Metrics({"acme": ["default"]})
+        self.presence = Presence(
+            Disconnect(**rule),  # type: ignore[arg-type]
+            self.stopped.set_result,
+            TenantId("acme"),
+            self.metrics.turns,
+        )
 
     async def until_stopped(self) -> float:
         """Return the seconds it took."""

@@ -31,6 +31,7 @@ from gateway.store.embedded import EmbeddedValkey
 from gateway.store.gate import key_of_gate
 from tests.services.conftest import SetStage
 from tests.services.stage import PlayedChat, PlayedVendor, Reading, Stage, until
+from tests.telemetry.told import told
 
 ONE = PlanLimit(per_min=1)
 PERIOD_US = 300_000  # of "a minute" where a test waits for one
@@ -388,6 +389,8 @@ async def test_breaker_opens_probes_with_one_turn_of_two_workers_and_closes(set_
     await until(lambda: not two.gate._key(two.key).free)
     assert await probe() == 1
     assert time.monotonic() - opened_s >= 0.3
+    for stage in (one, two):
+        assert await told(stage.metrics, "gateway_vendor_breaker_open") == 1
     one.vendor.chats[-1].end(GatewayError(Code.UPSTREAM_TIMEOUT))
     failed_s = time.monotonic()
     await until(lambda: one.turns.running + two.turns.running == 0)
@@ -406,6 +409,8 @@ async def test_breaker_opens_probes_with_one_turn_of_two_workers_and_closes(set_
         assert not passage.probe
         passage.leave()
         assert stage.gate._key(stage.key).free
+        assert await told(stage.metrics, "gateway_vendor_breaker_open") == 0
+        assert await told(stage.metrics, "gateway_vendor_breaker_openings_total") == 1  # no probe that fails
 
 
 @pytest.mark.parametrize("harmless", ["stopped", "rejected", "cut off late"])

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.gate import GRANTS_MAX, HOUR_US, MINUTE_US, PROBE_LOOK_US, Asker, Departure, Outcome, State
+from gateway.core.gate import GRANTS_MAX, HOUR_US, MINUTE_US, PROBE_LOOK_US, Asker, Departure, Left, Outcome, State
 from gateway.core.gate_books import GateBooks
 from gateway.core.identity import TenantId, WorkerId
 from gateway.core.vendor_keys import KeyLabel, PlanLimit
-from gateway.store.gate import ENTER, LEAVE, SERVE, TELL, RedisGate, key_of_gate
+from gateway.store.gate import ENTER, LEAVE, LEFT, SERVE, TELL, RedisGate, key_of_gate
 from gateway.store.redis import ALL, INBOX, Redis
 from tests.store.conftest import OpenRedis
 
@@ -78,6 +78,18 @@ async def test_no_window_holds_more_than_the_plan_over_three_workers(open_redis:
     for first in range(len(record) - limit):
         # Passes are counted where they were decided, between sending and the answer; see MARGIN_US for the way there.
         assert record[first + limit] - record[first] > period_us / 1e6 - 0.05
+
+
+async def test_what_is_left_of_the_plan_is_one_figure_for_all_workers(open_redis: OpenRedis, label: KeyLabel) -> None:
+    """Each pass at any worker leaves one less at all of them, what is given back one more, and never below none."""
+    one, two = (gate(open_redis(), 3, worker=f"w{number}") for number in range(2))
+    assert await one.left(label) == Left(None, 3)
+    for call, worker in enumerate((one, two, one)):
+        assert (await worker.enter(label, asker(f"c{call}", wait_us=0))).outcome is Outcome.PASSED
+        assert await one.left(label) == await two.left(label) == Left(None, 2 - call)
+    await one.leave(label, "c2", unsent=True)
+    assert (await two.left(label)).per_min == 1
+    assert (await gate(open_redis(), 1).left(label)).per_min == 0  # a plan that has become smaller meanwhile
 
 
 async def test_queue_moves_whoever_looks_and_tells_the_worker_of_each(open_redis: OpenRedis, label: KeyLabel) -> None:
@@ -159,7 +171,7 @@ async def test_gates_of_keys_do_not_meet(store: Redis, label: KeyLabel) -> None:
 
 
 class Move(NamedTuple):
-    verb: Literal["enter", "serve", "leave", "hold", "trip", "judge"]
+    verb: Literal["enter", "serve", "leave", "left", "hold", "trip", "judge"]
     number: int
     tenant: int
     worker: int
@@ -170,7 +182,7 @@ class Move(NamedTuple):
 MOVES = st.lists(
     st.builds(
         Move,
-        st.sampled_from(["enter"] * 6 + ["serve", "serve", "leave", "leave", "hold", "trip", "judge"]),
+        st.sampled_from(["enter"] * 6 + ["serve", "serve", "leave", "leave", "left", "left", "hold", "trip", "judge"]),
         st.integers(0, 14),
         st.integers(0, 2),
         st.integers(0, 1),
@@ -242,6 +254,10 @@ async def _compare(
                 case "leave":
                     departure, now_us = await store.run(LEAVE, keys, (*shared, id_, int(move.flag)))
                     assert departure.decode() == books.leave(id_, now_us, unsent=move.flag), move
+                case "left":
+                    per_hour, per_min, now_us = await store.run(LEFT, keys, shared)
+                    left = tuple(-1 if count is None else count for count in books.left(now_us))
+                    assert (per_hour, per_min) == left, move
                 case "hold":
                     books.hold(
                         move.figure % 5_000, await store.run(TELL, keys, (*shared, ALL, "hold", move.figure % 5_000))

@@ -37,6 +37,8 @@ from gateway.core.turn import StopReason, TurnId, Usage
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.inbox import RETRY_MAX_S, SHOWN, Inbox, decode_shown, encode_shown
 from gateway.store.redis import INBOX, Redis
+from gateway.telemetry.families import Families
+from gateway.telemetry.store import StoreMetrics
 from tests.store.conftest import OpenRedis
 from tests.store.log_bench import COMPLETED, OWNER, PATIENCE_S, Bench, new_turn, new_worker
 from tests.store.relay import Relay
@@ -299,6 +301,42 @@ async def test_inbox_notices_that_it_is_deaf_and_hears_again(
             assert relay.subscribers == 1 + deafened
             await arrives(store, worker, heard)
         assert heard.again == 2
+
+
+async def test_probes_are_told_with_what_became_of_each(own_server: OwnServer, open_redis: OpenRedis) -> None:
+    """A probe that comes back is delivered, and timed; one that does not is lost; one that is not taken is unsent."""
+    families = Families()
+    metrics = StoreMetrics(families)
+
+    async def told() -> dict[str, float]:
+        lines = (await families.scrape("").whole()).decode().splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+    async def reaches(name: str, least: float) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while (await told()).get(name, 0) < least:
+                await asyncio.sleep(0.002)
+
+    counter = "gateway_delivery_probes_total"
+    server = await own_server()
+    async with (
+        Relay(server.url) as relay,
+        aclosing(Inbox(open_redis(relay.url), new_worker(), probe_s=0.05, metrics=metrics)) as inbox,
+    ):
+        inbox.open(Heard())
+        await reaches(f'{counter}{{outcome="delivered"}}', 3)
+        assert (await told())["gateway_delivery_ok"] == 1
+        relay.deafen()
+        await reaches(f'{counter}{{outcome="lost"}}', 1)
+        await reaches("gateway_delivery_ok", 1)
+    async with aclosing(Inbox(open_redis(server.url), new_worker(), probe_s=0.05, metrics=metrics)) as inbox:
+        inbox.open(Heard())
+        await until(lambda: inbox.hears)
+        with paused(server):
+            await reaches(f'{counter}{{outcome="unsent"}}', 1)
+    seen = await told()
+    assert seen["gateway_delivery_probe_seconds_count"] == seen[f'{counter}{{outcome="delivered"}}']
+    assert 0 < seen["gateway_delivery_probe_seconds_sum"] < PATIENCE_S
 
 
 async def test_inbox_that_hears_is_left_alone(

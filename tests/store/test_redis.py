@@ -265,9 +265,10 @@ async def test_call_is_sent_once(any_store_url: str, open_redis: OpenRedis, tena
 
 async def test_call_to_a_killed_server_is_refused_in_time_and_works_when_it_is_back(own_server: OwnServer) -> None:
     """A dead store is said to be away within the timeout, and the same client goes on when it is back."""
-    server = await own_server()
-    store = Redis(server.url, timeout_s=TIMEOUT_S, connections=2)
+    server, broke = await own_server(), list[int]()
+    store = Redis(server.url, timeout_s=TIMEOUT_S, connections=2, on_break=lambda: broke.append(1))
     await store.call("SET", "hg:{t}:n", "kept")
+    assert store.breakers_open() == 0
     os.kill(pid_of(server), signal.SIGKILL)
     await asyncio.wait_for(asyncio.shield(server.died), 5)
     begun_s = time.monotonic()
@@ -275,9 +276,11 @@ async def test_call_to_a_killed_server_is_refused_in_time_and_works_when_it_is_b
         await refused(store.call("PING"))
     assert time.monotonic() - begun_s < TIMEOUT_S
     assert store.healthy_s() == 0
+    assert store.breakers_open() == 1
     await server.aclose()
     await server.open()
     assert await answered(store, "GET", "hg:{t}:n") is not None
+    assert (store.breakers_open(), broke) == (0, [1])  # it opened once, however often it was tried meanwhile
     assert 0 < store.healthy_s() < 5
     await store.aclose()
 
