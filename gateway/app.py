@@ -75,6 +75,7 @@ from gateway.store.tenants import RedisKeys, RedisTenants
 from gateway.store.threads import RedisThreads
 from gateway.store.uses import RedisUses
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tracing import Tracing, open_tracing
 from gateway.transports import (
     admin,
     ag_ui,
@@ -140,6 +141,7 @@ class Gateway:
     revocations: Revocations
     hearer: Peers
     metrics: Metrics
+    tracing: Tracing
     edge: Edge
     public: web.Application
     internal: web.Application
@@ -193,6 +195,7 @@ class Gateway:
         await self.key_set_source.aclose()
         await self.upstream.aclose()
         await self.redis.aclose()
+        await self.tracing.aclose()
 
 
 def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id: str | None = None) -> Gateway:
@@ -212,6 +215,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     ring = vendor_key_ring(settings, metrics.vendor_keys)
     upstream = upstream_client(settings, ring, metrics.upstream)
     worker = WorkerId(worker_id or uuid.uuid4().hex)
+    tracing = open_tracing(settings.tracing, instance=worker)
     gate = _vendor_gate(settings, redis, worker, ring, metrics)
     vendor = Vendor(upstream, ring, gate)
     rules = settings.turns
@@ -275,6 +279,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         showing=showing,
         metrics=metrics,
         rules=TurnRules(answer_max_chars=rules.answer_max_chars, message_max_chars=rules.message_max_chars),
+        tracing=tracing,
     )
     copies = VendorCopies(vendor)
     after_loss = AfterLoss(settings.upstream.after_disconnect, RedisHabits(redis))
@@ -331,6 +336,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         watches=watches,
         metrics=metrics,
         rules=_edge_rules(settings),
+        tracing=tracing,
     )
     hyperleap_services = HyperleapServices(
         holders=KeyHolders(sessions, store, runs, vendor, admission, pepper=secrets.pepper),
@@ -371,6 +377,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         revocations=revocations,
         hearer=Peers(roster, following, watches),
         metrics=metrics,
+        tracing=tracing,
         edge=edge,
         public=public_app(edge, hyperleap_services, with_page=settings.server.page),
         internal=web.Application(),

@@ -284,6 +284,16 @@ class LoggingSettings(Section, frozen=True, kw_only=True):
     format: Annotated[Literal["json", "console", "auto"], doc("`auto`: console on a terminal, else JSON")] = "auto"
 
 
+class TracingSettings(Section, frozen=True, kw_only=True):
+    """Traces ([tracing](tracing.md)); OpenTelemetry's own variables say where they go and which are sampled."""
+
+    export: Annotated[
+        Literal["auto", "otlp", "off"],
+        doc("`auto`: exported where `OTEL_EXPORTER_OTLP_ENDPOINT` is set; `otlp`: always, or the start fails"),
+    ] = "auto"
+    flush_s: Annotated[Seconds, doc("When the gateway ends, spans that wait to be sent get this long at most")] = 2.0
+
+
 def plan_limit(text: str | None) -> PlanLimit:
     """Return the plan limit that is written; raises SettingsError."""
     try:

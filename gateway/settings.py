@@ -21,6 +21,7 @@ from gateway.options import (
     ServerSettings,
     SessionSettings,
     StreamSettings,
+    TracingSettings,
     TurnSettings,
     UpstreamSettings,
     VendorKeySettings,
@@ -54,11 +55,13 @@ ENV_PREFIX = {
     "websocket": "GATEWAY_WEBSOCKET_",
     "sessions": "GATEWAY_SESSIONS_",
     "logging": "GATEWAY_LOG_",
+    "tracing": "GATEWAY_TRACING_",
 }
 ENV_SHORT = {
     "sessions.pepper_file": "GATEWAY_PEPPER_FILE",
     "sessions.signing_key_file": "GATEWAY_SIGNING_KEY_FILE",
     "sessions.previous_signing_key_file": "GATEWAY_PREVIOUS_SIGNING_KEY_FILE",
+    "tracing.export": "GATEWAY_TRACING",
 }
 CONFIG_ENV = "GATEWAY_CONFIG"
 # What `--env-file` writes; a shell that has sourced such a file must still be able to start a gateway.
@@ -84,6 +87,7 @@ class Settings(Section, frozen=True, kw_only=True):
     websocket: WebSocketSettings = WebSocketSettings()
     sessions: SessionSettings = SessionSettings()
     logging: LoggingSettings = LoggingSettings()
+    tracing: TracingSettings = TracingSettings()
     vendor_keys: dict[str, VendorKeySettings] = msgspec.field(default_factory=dict)
     plans: dict[str, LimitSettings] = msgspec.field(default_factory=dict)
     tenants: dict[str, TenantSettings] = msgspec.field(default_factory=dict)

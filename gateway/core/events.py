@@ -269,6 +269,7 @@ class TurnRecord(NamedTuple):
     messages_before: int
     last_message_id: str | None
     message_id: str | None
+    trace: str = ""  # what its heading had
 
 
 class Heading(msgspec.Struct, frozen=True):
@@ -285,6 +286,7 @@ class Heading(msgspec.Struct, frozen=True):
     messages_before: int = 0
     last_message_id: str | None = None
     listed: bool = True  # else its conversation is made by its claim, and is in no list
+    trace: str = ""  # where it was asked for in which trace, as a ``traceparent``
 
 
 class EventLog(Protocol):

@@ -26,6 +26,7 @@ from gateway.core.turn import CHARS_PER_TOKEN, TurnId
 from gateway.services.allowance import Allowance
 from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.spans import CURRENT
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +191,30 @@ class Admission:
         request_id: str,
         work: Work | None,
         decide: Decide | None = None,
+    ) -> Decision:
+        span = CURRENT.get().begin("admission", tenant=principal.tenant.id, action=action, persona=persona)
+        try:
+            decision = await self._decided(principal, action, address, persona, request_id, work, decide)
+        except GatewayError as error:
+            limit = error.extra.get("limit")
+            refused = error.code is Code.RATE_LIMITED  # which is no failure of ours
+            span.end(None if refused else error.code, code=error.code, limit=limit if isinstance(limit, str) else None)
+            raise
+        except BaseException:
+            span.end(Code.INTERNAL)
+            raise
+        span.end()
+        return decision
+
+    async def _decided(
+        self,
+        principal: Principal,
+        action: Action,
+        address: str | None,
+        persona: str | None,
+        request_id: str,
+        work: Work | None,
+        decide: Decide | None,
     ) -> Decision:
         tenant = principal.tenant
         table = self._tables.get(tenant.id)

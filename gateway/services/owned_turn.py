@@ -45,6 +45,8 @@ from gateway.services.vendor import Vendor
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.spans import NOWHERE, Span
+from gateway.telemetry.tracing import OFF, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class TurnPorts:
     showing: Showing
     metrics: Metrics
     rules: TurnRules
+    tracing: Tracing = OFF
 
 
 class OwnedTurn(ABC):
@@ -100,6 +103,7 @@ class OwnedTurn(ABC):
         "holder",
         "live",
         "presence",
+        "span",
         "started_at_s",
         "tenant",
         "turn_id",
@@ -121,6 +125,7 @@ class OwnedTurn(ABC):
         self.live = LiveLog(heading.turn_id, heading.conversation_id, stored)
         self.started_at_s = time.monotonic()
         self.holder: Holder | None = None  # who started it, where it was started on this worker
+        self.span: Span = NOWHERE  # set by who sets it going
         self.presence = Presence(disconnect, self.stop, tenant.id, ports.metrics.turns)
         self._ports = ports
         self.epoch = epoch
@@ -322,6 +327,7 @@ class OwnedTurn(ABC):
         self._ports.metrics.turn_ended(
             self.tenant.id, self.heading.persona, TurnState.FAILED, Code.WORKER_LOST, seconds
         )
+        self.span.end(None if self._handed_over else Code.WORKER_LOST, state="abandoned")
 
     def _be_done(self) -> None:
         self._done = True
@@ -372,6 +378,14 @@ class OwnedTurn(ABC):
         metrics = self._ports.metrics
         metrics.turn_ended(*labels, state, reason, seconds)
         metrics.tokens_counted(*labels, usage.prompt_tokens, usage.completion_tokens, usage.source)
+        self.span.end(
+            reason if state is TurnState.FAILED else None,
+            state=state,
+            reason=reason,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            usage_source=usage.source,
+        )
         if not self._looks_up(usage):
             metrics.turn_settled(self.tenant.id, usage.source)
         log_event(

@@ -130,6 +130,15 @@ class Recovery:
             looks_s=[] if is_run else [0.0] if hurried else self._rules.looks_s(),
             process_died=lost is not None,
         )
+        rescue.span = self._ports.tracing.rescue(
+            record.trace,
+            tenant=tenant,
+            user=record.owner,
+            turn_id=turn_id,
+            conversation_id=record.conversation_id,
+            persona=record.persona,
+            epoch=epoch,
+        )
         log_event(logger, logging.WARNING, "turn.taken_over", turn_id=turn_id, tenant=tenant, epoch=epoch)
         self._ports.metrics.turn_taken_over(tenant, record.persona)
         self._ports.metrics.store.lease_taken_over()
@@ -150,4 +159,5 @@ def _heading(record: TurnRecord, transcript: Sequence[Message]) -> Heading:
         idempotency_key=None,
         messages_before=record.messages_before,
         last_message_id=record.last_message_id,
+        trace=record.trace,
     )

@@ -13,6 +13,7 @@ from gateway.core.errors import GatewayError
 from gateway.core.events import Fenced
 from gateway.core.turn import StopReason, TurnId
 from gateway.services.owned_turn import OwnedTurn
+from gateway.telemetry.spans import CURRENT
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class Roster:
                 continue  # away again, or another worker has the turn
 
     async def _run(self, turn: OwnedTurn) -> None:
+        if turn.span is not CURRENT.get():
+            CURRENT.set(turn.span)
         try:
             await turn.run()
         except Exception:

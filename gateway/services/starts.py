@@ -25,6 +25,7 @@ from gateway.services.owned_turn import TurnPorts
 from gateway.services.recovery import Recovery
 from gateway.services.roster import Roster
 from gateway.services.turn import Turn
+from gateway.telemetry.spans import CURRENT
 
 CLAIMS_MAX: Final = 3  # again after a lost worker's turn has got its ending, and after the record is read back
 RELEASE_ATTEMPTS: Final = 40
@@ -96,6 +97,7 @@ class Starts:
             body_hash=_hash(message),
             idempotency_key=idempotency_key,
             listed=conversation.listed,
+            trace=CURRENT.get().traceparent,
         )
         passage = self._gate.enter_free(tenant, turn_id)
         gone = conversation.listed and conversation.persona not in tenant.personas  # taken away since it was opened

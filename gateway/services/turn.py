@@ -34,6 +34,8 @@ from gateway.core.vendor_keys import KeyLabel
 from gateway.services.allowance import Allowance
 from gateway.services.owned_turn import UNUSED, OwnedTurn, TurnPorts
 from gateway.services.passage import Passage
+from gateway.services.vendor import UNAUTHENTICATED
+from gateway.telemetry.spans import CURRENT, NOWHERE
 
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ class Turn(OwnedTurn):
         "_allowance",
         "_announced",
         "_bounded",
+        "_call",
         "_capped",
         "_chat",
         "_gaps",
@@ -80,6 +83,7 @@ class Turn(OwnedTurn):
         self._gaps = ports.metrics.gap_histogram(tenant.id, heading.persona)
         self._last_item_s = 0.0
         self._chat: Chat | None = None
+        self._call = NOWHERE  # the span of the vendor's answer
         self._room = ports.rules.answer_max_chars  # for text that is yet to come
         self._bounded = tokens_max is not None and tokens_max * CHARS_PER_TOKEN < self._room
         if tokens_max is not None and self._bounded:
@@ -192,6 +196,7 @@ class Turn(OwnedTurn):
         else:
             if not self._announced:
                 self._announced = True
+                self._call.happened("first_token")
                 self._ports.metrics.first_token(
                     self.tenant.id, self.heading.persona, time.monotonic() - self._sent_at_s
                 )
@@ -243,7 +248,9 @@ class Turn(OwnedTurn):
                 await self._send_again(other)
             error = await self._over
             self._chat = None  # it is over; each would keep the other until the garbage collector comes by
+            self._end_call(error)
         finally:
+            self._call.end(Code.INTERNAL)  # where it did not come to its end
             self._passage.leave(unsent=False)
         if self._allowance is not None:
             self._allowance.close()
@@ -252,15 +259,16 @@ class Turn(OwnedTurn):
 
     async def _send_again(self, key: KeyLabel) -> None:
         """Send the message once more; the vendor counts that too."""
+        self._call.end(Code.UPSTREAM_UNAUTHORIZED, status=UNAUTHENTICATED)
         try:
             self._passage = await self._ports.vendor.gate.enter(self.tenant, f"{self.turn_id}.again", ring=(key,))
         except GatewayError as refused:
             self._usage = UNUSED
             self.chat_ended(refused)
         else:
-            await self._send()
+            await self._send(resent=1)
 
-    async def _send(self) -> None:
+    async def _send(self, *, resent: int | None = None) -> None:
         """Send the message and return once it is on its way, or the turn is over before."""
         passage = self._passage
         try:
@@ -269,6 +277,8 @@ class Turn(OwnedTurn):
                 self._tell_place()
                 await self._before_end(passage.wait())
                 self._sent_at_s = time.monotonic()
+                self.span.tell(queued_s=round(self._sent_at_s - self.started_at_s, 3))
+            self._begin_call(passage.key, resent)
             self._chat = await self._before_end(self._open(passage.key))
         except GatewayError as refused:
             passage.failed(refused, unsent=True)
@@ -281,6 +291,30 @@ class Turn(OwnedTurn):
             self._usage = UNUSED
         if self._over.done() and self._chat is not None:
             self._chat.cancel()  # a stop that fell between the two; no effect on an answer that ended by itself
+
+    def _begin_call(self, key: KeyLabel, resent: int | None) -> None:
+        """Begin the span that whoever is asked for the answer belongs to."""
+        heading = self.heading
+        self._call = self.span.begin(
+            "chat", persona=heading.persona, conversation_id=heading.conversation_id, key=key, resent=resent
+        )
+        if self._call is not self.span:
+            CURRENT.set(self._call)
+
+    def _end_call(self, error: GatewayError | None) -> None:
+        usage = self._usage if self._usage is not None and self._usage.source == "reported" else None
+        self._call.end(
+            error.code if error is not None else None,
+            status=error.vendor_status if error is not None else None,
+            reason=self._stop,
+            message_id=self._message_id,
+            finish_reason=self._finish_reason,
+            prompt_tokens=usage.prompt_tokens if usage is not None else None,
+            completion_tokens=usage.completion_tokens if usage is not None else None,
+        )
+        self._call = NOWHERE
+        if self.span.sampled:
+            CURRENT.set(self.span)
 
     def _open(self, key: KeyLabel) -> Coroutine[Any, Any, Chat]:
         """Ask the vendor; what it answers comes to this as a ChatReceiver."""

@@ -29,6 +29,7 @@ from gateway.services.starts import Started, Starts
 from gateway.services.turn import Turn
 from gateway.services.watches import Watches
 from gateway.telemetry.logging import event as log_event
+from gateway.telemetry.spans import CURRENT
 
 logger = logging.getLogger(__name__)
 
@@ -271,6 +272,15 @@ class Turns:
     def _set_going(self, principal: Principal, turn: Turn) -> None:
         tenant, heading = turn.tenant, turn.heading
         holder = turn.holder = Holder.of(principal)
+        turn.span = CURRENT.get().begin(
+            "turn",
+            tenant=tenant.id,
+            user=heading.owner,
+            turn_id=turn.turn_id,
+            conversation_id=heading.conversation_id,
+            persona=heading.persona,
+            ordinal=heading.ordinal,
+        )
         self._metrics.turn_started(tenant.id, heading.persona)
         log_event(
             logger,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote
 from uuid import uuid4
 
@@ -56,6 +56,18 @@ _FORMS: dict[str, Form] = {
 }
 
 
+_TRACED_MAX = 1000
+
+
+class Traced(NamedTuple):
+    """Names the trace that a request belongs to (W3C Trace Context)."""
+
+    method: str
+    path: str
+    traceparent: str
+    tracestate: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSettings:
     """Holds what the API needs of the settings; see `gateway.simulator.server.SimulatorSettings`."""
@@ -84,6 +96,7 @@ class Api:
         self._state = state
         self.refused: set[str] = set()  # keys that are not valid just now
         self.served: Counter[str] = Counter()  # requests by valid key
+        self.traced: deque[Traced] = deque(maxlen=_TRACED_MAX)  # requests that named a trace, the latest last
         self._workspaces = {key: number for number, keys in enumerate(settings.workspaces) for key in keys}
         self._allowances = {
             key: Allowance(settings.limit_per_minute, settings.limit_period_s) for key in self._workspaces
@@ -103,6 +116,9 @@ class Api:
             reply_error(exchange, ApiError(401, "unauthorized", "The API key is missing or not valid."))
             return
         self.served[key] += 1
+        if (trace := exchange.headers.get("traceparent")) is not None:
+            state = exchange.headers.get("tracestate", "")
+            self.traced.append(Traced(exchange.method, "/".join(parts), trace, state))
         allowance = self._allowances[key]
         if not allowance.take():
             reply_too_many(exchange, allowance.wait_s(), allowance)

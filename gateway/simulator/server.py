@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gateway.simulator.api import Api, ApiSettings
+from gateway.simulator.api import Api, ApiSettings, Traced
 from gateway.simulator.bill import Bill, State
 from gateway.simulator.certificates import ensure_certificates, server_context
 from gateway.simulator.chats import Chats, ChatSettings
@@ -174,6 +175,11 @@ class Simulator:
     def served(self, api_key: str) -> int:
         """Returns how many requests showed this key while it was valid."""
         return self._running.served[api_key]
+
+    @property
+    def traced(self) -> Sequence[Traced]:
+        """The latest requests that named a trace."""
+        return tuple(self._running.traced)
 
     def set_max_streams(self, limit: int) -> None:
         """Tells open connections, and those to come, a new limit of concurrent streams."""

@@ -97,7 +97,7 @@ class RedisEventLog:
             *(int(heading.idempotency_key is not None), heading.body_hash, keys.prefix),
             *(self._lease_ms, self._live_ttl_s, self._idempotency_ttl_s, self._conversation_ttl_s),
             *(msgspec.json.encode(heading.message), self.worker, heading.persona, INBOX, keys.tenant),
-            int(heading.listed),
+            *(int(heading.listed), heading.trace),
         )
 
     async def release(self, tenant: TenantId, heading: Heading) -> None:
@@ -132,7 +132,7 @@ class RedisEventLog:
                 *(int(heading.idempotency_key is not None), heading.body_hash, keys.prefix),
                 *(self._lease_ms, self._live_ttl_s, self._idempotency_ttl_s),
                 *(msgspec.json.encode(heading.message), self.worker, heading.persona, epoch),
-                *(heading.ordinal, heading.messages_before, heading.last_message_id or ""),
+                *(heading.ordinal, heading.messages_before, heading.last_message_id or "", heading.trace),
             ),
         )
 
@@ -194,7 +194,7 @@ class RedisEventLog:
         reply = await self._redis.run(READ_RECORD, (Keys(tenant).turn(turn_id),), ())
         if not reply:
             return None
-        conversation_id, owner, state, epoch, leased, persona, before, last, message_id = reply
+        conversation_id, owner, state, epoch, leased, persona, before, last, message_id, trace = reply
         return TurnRecord(
             turn_id,
             ConversationId(text(conversation_id) or ""),
@@ -206,6 +206,7 @@ class RedisEventLog:
             int(before),
             text(last) or None,
             text(message_id) or None,
+            text(trace) or "",
         )
 
     async def repeated(

@@ -20,12 +20,13 @@ import msgspec
 from gateway.options import LoggingSettings
 from gateway.sections import Secret
 from gateway.telemetry.redaction import Redactor
+from gateway.telemetry.spans import CURRENT
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 TURN_ID: ContextVar[str | None] = ContextVar("turn_id", default=None)
 
 # Libraries that say at INFO what our own events say better, or at DEBUG what nobody may read (headers, bodies)
-QUIET = ("aiohttp", "asyncio", "h2", "hpack", "httpcore", "httpx", "redis")
+QUIET = ("aiohttp", "asyncio", "h2", "hpack", "httpcore", "httpx", "redis", "requests", "urllib3")
 COLOURS = {"debug": "2", "info": "36", "warning": "33", "error": "31", "critical": "31"}
 THROTTLED_MAX = 1024
 CONCEALED_MAX = 1024  # keys and their rotations over a process's life
@@ -59,6 +60,8 @@ class _Formatter(logging.Formatter):
             told["request_id"] = request_id
         if turn_id is not None and "turn_id" not in fields:
             told["turn_id"] = turn_id
+        if trace_id := CURRENT.get().trace_id:
+            told["trace_id"] = trace_id
         return told
 
 

@@ -12,7 +12,7 @@ from gateway.core.errors import Code, GatewayError
 from gateway.transports.middleware import identify, problem_response
 
 BODY_TIMEOUT_S: Final = 30.0  # of a body's arrival here; the worker has it at once then
-PASSED_ON: Final = (hdrs.AUTHORIZATION, hdrs.CONTENT_TYPE, "x-request-id", "traceparent")
+PASSED_ON: Final = (hdrs.AUTHORIZATION, hdrs.CONTENT_TYPE, "x-request-id", "traceparent", "tracestate")
 PASSED_BACK: Final = frozenset(
     name.lower()
     for name in (

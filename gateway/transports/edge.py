@@ -29,6 +29,8 @@ from gateway.services.threads import Threads
 from gateway.services.turns import Turns
 from gateway.services.watches import Watches
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.spans import Span
+from gateway.telemetry.tracing import OFF, Tracing
 from gateway.transports.pulse import Pulse
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 _ADDRESS: Final = web.RequestKey("address", str)
+SPAN: Final[web.RequestKey[Span]] = web.RequestKey("span", Span)  # the request's
 DECLARED_PROBLEM: Final = "application/problem+json"
 
 
@@ -105,6 +108,7 @@ class Edge:
     watches: Watches
     metrics: Metrics
     rules: EdgeRules
+    tracing: Tracing = OFF
     open: set[Closable] = field(default_factory=set)
     pulse: Pulse = field(init=False)
     draining: bool = False  # answers close their connections, so that clients move on

@@ -17,21 +17,22 @@ from gateway.protocol.native import encode_json, problem
 from gateway.services.admission import TOLD, Told
 from gateway.telemetry.logging import REQUEST_ID as LOGGED_REQUEST_ID
 from gateway.telemetry.logging import event as log_event
-from gateway.transports.edge import DECLARED_PROBLEM, EDGE, PRINCIPAL, REQUEST_ID, address_of, origin_of
+from gateway.telemetry.spans import CURRENT
+from gateway.telemetry.tracing import FRESH_CHARS
+from gateway.transports.edge import DECLARED_PROBLEM, EDGE, PRINCIPAL, REQUEST_ID, SPAN, address_of, origin_of
 from gateway.transports.limit_headers import EXPOSED as LIMITS_EXPOSED
 from gateway.transports.limit_headers import limit_headers
 
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
-_TRACEPARENT: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})", re.ASCII)
 Refusal = Callable[[web.BaseRequest, GatewayError, Mapping[str, str]], web.Response]
 # How errors look at the paths of a door that has a shape of its own for them: what those begin with, and the answer.
 REFUSALS: Final[web.AppKey[Sequence[tuple[tuple[str, ...], Refusal]]]] = web.AppKey("refusals")
 _REFUSED: Final = web.RequestKey("refused", dict)
 _TOLD: Final = web.RequestKey("told", Told)
-_TRACE: Final = web.RequestKey("trace", str)
 
+REQUEST_ID_CHARS: Final = 16  # of one that we make
 METHODS: Final = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
 OPENAI_HEADERS: Final = ", ".join(  # what OpenAI's own client sends from a page, and no page decides
     (
@@ -46,8 +47,8 @@ OPENAI_HEADERS: Final = ", ".join(  # what OpenAI's own client sends from a page
     )
 )
 REQUEST_HEADERS: Final = (
-    "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, x-hl-api-key, x-request-id, "
-    + OPENAI_HEADERS
+    "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, tracestate, x-hl-api-key, "
+    "x-request-id, " + OPENAI_HEADERS
 )
 EXPOSED: Final = (
     "location, preference-applied, retry-after, traceparent, x-conversation-id, x-error-code, x-request-id, "
@@ -68,10 +69,15 @@ _STATUS: Final = {
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id and trace, then count and log it once, when its answer is over."""
     shown = request.headers.get("x-request-id", "")
-    fresh = secrets.token_hex(32)  # for all ids at once: each read of the system's entropy is a call of its own
-    request_id = shown if shown and _REQUEST_ID.fullmatch(shown) else fresh[:16]
+    # For all ids at once: each read of the system's entropy is a call of its own.
+    fresh = secrets.token_hex((FRESH_CHARS + REQUEST_ID_CHARS) // 2)
+    request_id = shown if shown and _REQUEST_ID.fullmatch(shown) else fresh[FRESH_CHARS:]
     request[REQUEST_ID] = request_id
-    request[_TRACE] = _trace(request.headers.get("traceparent", ""), fresh[16:48], fresh[48:])
+    route = route_of(request)
+    span = request[SPAN] = request.app[EDGE].tracing.request(
+        *trace_of(request), fresh, method=request.method, route=route, request_id=request_id
+    )
+    current = CURRENT.set(span)
     token = LOGGED_REQUEST_ID.set(request_id)
     request[_TOLD] = told = Told(address_of(request))
     TOLD.set(told)  # seen by what this request's task starts, and gone with it or overwritten by the next
@@ -83,8 +89,6 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         seconds = time.perf_counter() - started_s
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else "other"
         request.app[EDGE].metrics.request_ended(route, request.method, status, seconds)
         principal = request.get(PRINCIPAL)
         log_event(
@@ -99,6 +103,15 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             tenant=principal.tenant.id if principal is not None else None,
             user=principal.user_hash if principal is not None else None,
         )
+        code = request.get(_REFUSED, {}).get("code")
+        span.end(
+            code or Code.INTERNAL if status >= 500 else None,
+            status=status,
+            code=code,
+            tenant=principal.tenant.id if principal is not None else None,
+            user=principal.user_hash if principal is not None else None,
+        )
+        CURRENT.reset(current)
         LOGGED_REQUEST_ID.reset(token)
 
 
@@ -135,6 +148,12 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
     return problem_response(request, error, headers)
 
 
+def route_of(request: web.Request) -> str:
+    """Return the route's template, ``other`` where there is none."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "other"
+
+
 def problem_response(
     request: web.BaseRequest, error: GatewayError, headers: dict[str, str] | None = None
 ) -> web.Response:
@@ -165,9 +184,9 @@ def identify(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Say on an answer which request it is for and who answers, without naming the software beneath."""
     headers = response.headers
     headers["x-request-id"] = request.get(REQUEST_ID) or secrets.token_hex(8)
-    trace = request.get(_TRACE)
-    if trace is not None:
-        headers["traceparent"] = trace
+    span = request.get(SPAN)
+    if span is not None:
+        headers["traceparent"] = span.traceparent
     headers[hdrs.SERVER] = "hyperleap-gateway"
     headers.setdefault("X-Content-Type-Options", "nosniff")
 
@@ -202,10 +221,9 @@ async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> Non
         headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(PREFLIGHT_MAX_AGE_S)
 
 
-def _trace(shown: str, trace_id: str, span_id: str) -> str:
-    """Continue the caller's trace with a span of our own, or begin one (W3C Trace Context)."""
-    flags = "00"
-    match = _TRACEPARENT.fullmatch(shown) if shown else None
-    if match is not None:
-        trace_id, flags = match[1], match[2]
-    return f"00-{trace_id}-{span_id}-{flags}"
+def trace_of(request: web.BaseRequest) -> tuple[str, str]:
+    """Return the caller's place in a trace, and what other tracing systems keep of it; of two places none counts."""
+    places = request.headers.getall("traceparent", ())
+    if len(places) != 1:
+        return "", ""
+    return places[0], ",".join(request.headers.getall("tracestate", ()))

@@ -34,12 +34,14 @@ from gateway.protocol.native import (
 )
 from gateway.services.admission import TOLD, Told
 from gateway.telemetry.logging import event as log_event
+from gateway.telemetry.spans import CURRENT, Span
 from gateway.transports.deliveries import Deliveries
 from gateway.transports.edge import (
     EDGE,
     PRINCIPAL,
     REQUEST_ID,
     REVOKED_S,
+    SPAN,
     address_of,
     bearer,
     check_door,
@@ -48,6 +50,7 @@ from gateway.transports.edge import (
     ticket_of,
 )
 from gateway.transports.limit_headers import limit_members
+from gateway.transports.middleware import trace_of
 from gateway.transports.sse import HIGH_WATER_BYTES
 
 logger = logging.getLogger(__name__)
@@ -93,6 +96,8 @@ class Socket:
         self._arrival_s = 0.0
         self._told = Told(address_of(request))  # of the command under way
         self._revoked = False
+        self._span = request[SPAN]
+        self._named_trace, _ = trace_of(request)
         self.origin = origin_of(request)
         self.door: Door = "websocket"
 
@@ -192,16 +197,45 @@ class Socket:
         request_id: str | None = None
         self._told = told = Told(self._told.address)
         TOLD.set(told)
+        span = self._span
         try:
             self._pace()
             command = decode_command(frame)
             request_id = command.request_id
+            span = self._begin_span(command)
             await self._carry_out(command)
         except GatewayError as error:
+            if span is not self._span:
+                span.end(error.code if error.wire.http >= 500 else None, code=error.code)
             if error.code is Code.COMMANDS_TOO_FAST or error.code is Code.INTERNAL:
                 raise
             of = error.extra.pop("command_request_id", None)
             await self._send_error(error, request_id or (of if isinstance(of, str) else None))
+        except Exception:
+            if span is not self._span:
+                span.end(Code.INTERNAL)
+            raise
+        finally:
+            if span is not self._span:
+                span.end()
+                CURRENT.set(self._span)
+
+    def _begin_span(self, command: Command) -> Span:
+        """Begin the span of a command; the socket's own, where there is none."""
+        if isinstance(command, PingCommand):
+            return self._span
+        name = type(command).__struct_config__.tag
+        span = self._edge.tracing.command(
+            self._span,
+            self._named_trace,
+            command=str(name),
+            tenant=self.user.tenant.id,
+            user=self.user.user_hash,
+            request_id=self._request[REQUEST_ID],
+        )
+        if span is not self._span:
+            CURRENT.set(span)
+        return span
 
     def _check_size(self, frame: str) -> None:
         most = self._edge.rules.frame_max_bytes

@@ -7,6 +7,7 @@ queue, first token, between tokens, whole turn) and its error says which one fir
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
@@ -29,6 +30,7 @@ from gateway.protocol.hyperleap import (
     refusal,
 )
 from gateway.protocol.hyperleap_requests import create_with_model
+from gateway.telemetry.spans import CURRENT, Lines
 from gateway.upstream.chat import HyperleapChat
 from gateway.upstream.clocks import Clocks
 from gateway.upstream.codes import told
@@ -41,6 +43,7 @@ from gateway.upstream.pool import Headers, Pool, PoolFacts, PoolSettings
 from gateway.upstream.rules import StreamForm, UpstreamRules
 from gateway.upstream.transport import Http2Transport
 
+_IDS: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 ANSWER_MAX_BYTES: Final = 32 * 1024 * 1024  # a conversation with its messages, or a blob of them
 
 
@@ -61,6 +64,8 @@ class HyperleapClient:
         self._pool = Pool(rules.base_url, settings=pool_settings, ca_file=rules.ca_file, observer=observer)
         parts = urlsplit(rules.base_url)
         self._prefix = parts.path.rstrip("/")
+        self._server = parts.hostname or ""
+        self._port = parts.port or (80 if parts.scheme == "h2c" else 443)
         self._clocks = Clocks(rules)
         self._chat_headers: dict[KeyLabel, tuple[Credential, Headers]] = {}
         scheme = "https" if parts.scheme == "https" else "http"
@@ -100,12 +105,16 @@ class HyperleapClient:
     ) -> HyperleapChat:
         """Send a request that is answered in the form ``stream``, a path below the base URL; see ``open_chat``."""
         credential = self._keys.take(key)
+        headers, span = self._headers(credential), CURRENT.get()
+        if traced := span.outgoing:
+            span.tell(server=self._server, port=self._port)
+            headers = headers.plus(self._pool.headers([(name.encode(), value.encode()) for name, value in traced]))
         chat = HyperleapChat(receiver, self._clocks, partial(self._keys.answered, credential))
         try:
             stream = await self._pool.open_stream(
                 method,
                 self._prefix + path,
-                self._headers(credential),
+                headers,
                 body,
                 chat,
                 deadline_s=self._rules.queue_timeout_s,
@@ -196,8 +205,26 @@ class HyperleapClient:
 
     async def call(self, method: str, path: str, body: bytes | None, key: KeyLabel) -> bytes:
         """Make a call that is answered as a whole, of a path below the base URL; raises GatewayError."""
+        outer = CURRENT.get()
+        if not outer.sampled:
+            return await self._call(method, path, body, key, outer.outgoing)
+        span = outer.begin(
+            "call", method=method, template=_IDS.sub("{id}", path), server=self._server, port=self._port, key=key
+        )
+        try:
+            answer = await self._call(method, path, body, key, span.outgoing)
+        except GatewayError as error:
+            span.end(error.code, status=error.vendor_status)
+            raise
+        except BaseException:
+            span.end(Code.INTERNAL)
+            raise
+        span.end()
+        return answer
+
+    async def _call(self, method: str, path: str, body: bytes | None, key: KeyLabel, traced: Lines) -> bytes:
         credential = self._keys.take(key)
-        headers = dict([self._rules.header(credential.secret)])
+        headers = dict([self._rules.header(credential.secret), *traced])
         if body is not None:
             headers["content-type"] = "application/json"
         status: int | None = None

@@ -5,6 +5,7 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -289,7 +290,8 @@ class Pool:
                 self._backoff_timer = loop.call_at(self._not_before_s, self._resume)
             return
         for _ in range(wanted):
-            task = loop.create_task(self._connect(), name="upstream-connect")
+            # In nobody's context: what is logged of a connection later is of whoever uses it, not of who first waited.
+            task = loop.create_task(self._connect(), name="upstream-connect", context=Context())
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 

@@ -37,6 +37,9 @@ class Headers:
             parts.append(encode_line(name, value, secret=name in secret_headers))
         return cls(b"".join(parts))
 
+    def plus(self, other: "Headers") -> "Headers":
+        return Headers(self.block + other.block)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -12,6 +12,7 @@ import pytest
 from gateway.options import LoggingSettings
 from gateway.sections import Secret
 from gateway.telemetry.logging import QUIET, configure
+from tests.collector import Collector, collector
 from tests.conftest import VENDOR_KEY, Running, StartGateway
 from tests.transports.client import Client, eventually
 from tests.transports.conftest import SignIn
@@ -128,15 +129,25 @@ async def varied_session(running: Running, client: Client) -> list[bytes]:
     return told
 
 
-async def test_secrets_and_words_are_in_no_log_metric_or_error(
-    running: Running, sign_in: SignIn, log: io.StringIO
+async def test_secrets_and_words_are_in_no_log_metric_span_or_error(
+    start_gateway: StartGateway, sign_in: SignIn, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a varied session the log, the metrics and the errors hold no credential, no user id, no words."""
+    """After a varied session logs, metrics, spans and errors hold no credential, no user id and no words."""
+    async with collector() as spans:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", spans.url)
+        await _search_all(await start_gateway(), sign_in, log, spans)
+
+
+async def _search_all(running: Running, sign_in: SignIn, log: io.StringIO, spans: Collector) -> None:
     client = await sign_in(running, USER)
     told = await varied_session(running, client)
     await eventually(lambda: running.gateway.turns.running == 0, "all turns to end")
     async with running.http.get(f"{running.internal_url}/metrics") as response:
         metrics = await response.text()
+    await running.gateway.tracing.aclose()  # which sends what there is
+    exported = b"".join(spans.bodies).decode("utf-8", "replace")
+    assert len(spans.spans) > 100
+    assert {span.name for span in spans.spans} >= {"turn", "chat default", "command turn.start", "admission"}
     lines = log.getvalue().splitlines()
     assert len(lines) > 40
     assert any('"turn.ended"' in line for line in lines)
@@ -149,6 +160,7 @@ async def test_secrets_and_words_are_in_no_log_metric_or_error(
     }
     words = {"prompt or answer": PROMPT, "comment": COMMENT, "user": USER}
     found = [f"{name} in the log: {line}" for line in lines for name, word in (secrets | words).items() if word in line]
+    found += [f"{name} in a span" for name, word in (secrets | words).items() if word in exported]
     found += [f"{name} in the metrics" for name, word in (secrets | words).items() if word in metrics]
     found += [
         f"{name} in an error: {raw[:300]!r}"

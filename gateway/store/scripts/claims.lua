@@ -3,7 +3,7 @@
 --       watchers of the conversation
 -- ARGV: turn id, conversation id, owner, idempotency key given (0/1), body hash, key prefix, lease ms, live ttl s,
 --       idempotency ttl s, conversation ttl s, the user's message as JSON, worker, persona, inbox prefix, tenant,
---       whether the conversation is in its owner's list; else this claim makes it where it is not there (0/1)
+--       whether the conversation is in its owner's list; else this claim makes it where it is not there (0/1), trace
 -- What they return of a claim: {outcome, turn id, ordinal, messages before, last message id}; outcomes: started repeated
 -- mismatched busy orphaned unknown.
 
@@ -46,7 +46,7 @@ local function begin(conversation, now_ms)
     'messages', before + 1)
   redis.call('EXPIRE', KEYS[1], ARGV[10])
   redis.call('HSET', KEYS[2], 'conversation', conversation_id, 'owner', owner, 'persona', ARGV[13], 'state', 'running',
-    'epoch', 1, 'worker', worker, 'lease', lease, 'before', before, 'last', last)
+    'epoch', 1, 'worker', worker, 'lease', lease, 'before', before, 'last', last, 'trace', ARGV[17])
   redis.call('EXPIRE', KEYS[2], ARGV[8])
   redis.call('XADD', KEYS[3], '1-0', 'e', 'turn.started', 'd',
     '{"turn_id":"' .. turn_id .. '","conversation_id":"' .. conversation_id .. '","ordinal":' .. ordinal .. '}')

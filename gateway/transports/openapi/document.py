@@ -99,6 +99,7 @@ ASKED: Final = (
         "Your own name for the request, to be echoed: up to 64 of letters, digits and `._:-`. Any other is replaced.",
     ),
     Parameter("traceparent", "header", "The trace to continue (W3C Trace Context). One that is malformed is ignored."),
+    Parameter("tracestate", "header", "What tracing systems keep of that trace (W3C Trace Context)."),
 )
 
 WHAT: Final = """\
