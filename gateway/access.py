@@ -5,6 +5,7 @@ They never ask. They end with 0, with 1 when something could not be done, with 2
 
 from __future__ import annotations
 
+import getpass
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -46,6 +47,7 @@ def at_desk(work: Work) -> Callable[..., None]:
     @wraps(work)
     def command(config: Path | None, redis_url: str | None, **arguments: Any) -> None:
         from gateway.desk import open_desk
+        from gateway.telemetry import audit
 
         settings = load_settings(
             config, os.environ, {"redis.url": redis_url, "logging.level": "error"}, vendor_key=False
@@ -53,11 +55,20 @@ def at_desk(work: Work) -> Callable[..., None]:
 
         async def at_open_desk() -> None:
             async with open_desk(settings) as desk:
-                await work(desk, **arguments)
+                with audit.acting("cli", name=login()):
+                    await work(desk, **arguments)
 
         perform(at_open_desk())
 
     return command
+
+
+def login() -> str:
+    """Return who runs this, for the audit stream; a container may not know its user's name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

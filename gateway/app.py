@@ -74,6 +74,7 @@ from gateway.store.revocations import RedisRevocations
 from gateway.store.tenants import RedisKeys, RedisTenants
 from gateway.store.threads import RedisThreads
 from gateway.store.uses import RedisUses
+from gateway.telemetry import audit
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tracing import Tracing, open_tracing
 from gateway.transports import (
@@ -196,6 +197,7 @@ class Gateway:
         await self.upstream.aclose()
         await self.redis.aclose()
         await self.tracing.aclose()
+        audit.flush()
 
 
 def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id: str | None = None) -> Gateway:

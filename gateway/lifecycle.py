@@ -28,6 +28,7 @@ from gateway.settings import Settings
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.facts import store_fault
 from gateway.store.keeper import keep
+from gateway.telemetry import audit
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.metrics import watch_loop
 from gateway.tenant_options import normal_origin
@@ -321,8 +322,9 @@ async def mint(gateway: Gateway, *, fresh: bool) -> list[Minted]:
             label = FIRST_LABEL
         else:
             continue
-        secret = await gateway.auth.keys.mint(tenant, KeyKind.SECRET, label, replace=fresh)
-        publishable = await gateway.auth.keys.mint(tenant, KeyKind.PUBLISHABLE, label, replace=fresh)
+        with audit.acting("start"):
+            secret = await gateway.auth.keys.mint(tenant, KeyKind.SECRET, label, replace=fresh)
+            publishable = await gateway.auth.keys.mint(tenant, KeyKind.PUBLISHABLE, label, replace=fresh)
         minted.append(Minted(tenant=tenant, secret_key=secret.key, publishable_key=publishable.key))
     return minted
 

@@ -61,6 +61,7 @@ ENV_SHORT = {
     "sessions.pepper_file": "GATEWAY_PEPPER_FILE",
     "sessions.signing_key_file": "GATEWAY_SIGNING_KEY_FILE",
     "sessions.previous_signing_key_file": "GATEWAY_PREVIOUS_SIGNING_KEY_FILE",
+    "logging.audit_file": "GATEWAY_AUDIT_LOG",
     "tracing.export": "GATEWAY_TRACING",
 }
 CONFIG_ENV = "GATEWAY_CONFIG"

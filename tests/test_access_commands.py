@@ -13,6 +13,7 @@ import pytest
 from aiohttp import ClientSession
 from click.testing import CliRunner, Result
 
+from gateway.access import login
 from gateway.cli import main
 from gateway.core.identity import TenantId
 from gateway.core.keys import KeyKind
@@ -329,3 +330,30 @@ async def test_tenant_that_cannot_be_put_is_told_in_one_line(
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
     assert await stored_tenants.load() == {}
+
+
+async def test_changes_by_commands_are_audited_by_who_makes_them(
+    command: Command, running: Running, tmp_path: Path
+) -> None:
+    """A command appends to the audit file that gateways have, with the operator's login; listing appends nothing."""
+    path = tmp_path / "audit.jsonl"
+    made = await facts(command, "keys", "create", "--label", "mine", GATEWAY_AUDIT_LOG=str(path))
+    await done(command, "keys", "list", GATEWAY_AUDIT_LOG=str(path))
+    await done(command, "tokens", "revoke", "--user", "ada@example.com", GATEWAY_AUDIT_LOG=str(path))
+    created, revoked = (json.loads(line) for line in path.read_text("utf-8").splitlines())
+    for line in (created, revoked):
+        assert (line["logger"], line["outcome"], line["actor"]) == ("gateway.audit", "done", "cli")
+        assert (line["actor_name"], line["tenant"]) == (login(), running.tenant)
+    assert (created["event"], created["key_id"], created["label"]) == ("key.created", made["id"], "mine")
+    assert (revoked["event"], revoked["what"]) == ("access.revoked", "user")
+    assert "ada@example.com" not in path.read_text("utf-8")
+    assert made["secret"].rpartition(".")[2] not in path.read_text("utf-8")
+
+
+async def test_audit_file_that_cannot_be_opened_changes_nothing(command: Command, running: Running) -> None:
+    """A change that could not be told is not made: the command says which variable is wrong."""
+    keys = await running.gateway.auth.keys.list(TenantId(running.tenant))
+    result = await command("keys", "create", "--label", "mine", GATEWAY_AUDIT_LOG="/nowhere/at/all")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: GATEWAY_AUDIT_LOG: cannot be opened")
+    assert await running.gateway.auth.keys.list(TenantId(running.tenant)) == keys

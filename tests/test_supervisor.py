@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -443,7 +444,8 @@ async def test_store_killed_again_and_again_ends_supervisor_and_workers(tmp_path
 async def test_admin_api_of_several_workers_is_served_on_the_one_internal_port(tmp_path: Path) -> None:
     """The supervisor passes the API on to a worker; what is changed by it holds on every worker within 2 s."""
     (tmp_path / "admin-token").write_text(ADMIN_TOKEN)
-    environ = {"GATEWAY_ADMIN_TOKEN_FILE": str(tmp_path / "admin-token")}
+    audit = tmp_path / "audit.jsonl"
+    environ = {"GATEWAY_ADMIN_TOKEN_FILE": str(tmp_path / "admin-token"), "GATEWAY_AUDIT_LOG": str(audit)}
     async with demo(tmp_path, "--rate", "0", **environ) as (_, facts), fresh() as http:
         await until(lambda: hears(facts))
         url, shown = f"{facts['GATEWAY_INTERNAL_URL']}/admin/v1", {"Authorization": f"Bearer {ADMIN_TOKEN}"}
@@ -455,6 +457,12 @@ async def test_admin_api_of_several_workers_is_served_on_the_one_internal_port(t
             assert response.headers["Cache-Control"] == "no-store"
         async with http.post(f"{url}/tenants/new/keys", json={"label": "backend"}, headers=shown) as response:
             key = (await response.json())["secret"]
+        told = [json.loads(line) for line in audit.read_text("utf-8").splitlines()]  # by whichever worker it came to
+        assert [(line["event"], line["address"]) for line in told if line["actor"] == "admin"] == [
+            ("tenant.put", "127.0.0.1"),
+            ("key.created", "127.0.0.1"),
+        ]
+        assert {line["event"] for line in told if line["actor"] == "start"} == {"key.created"}
 
         async def held(status: int) -> bool:
             """Whether many new connections, which both workers get some of, are all answered alike."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -24,9 +23,7 @@ from gateway.core.keys import (
     ParsedKey,
 )
 from gateway.services.clock import timestamp
-from gateway.telemetry.logging import event as log_event
-
-logger = logging.getLogger(__name__)
+from gateway.telemetry import audit
 
 # What is known of a key is asked again after this: below the 2 s within which a revocation or a rotation holds on
 # every worker, one that hears nothing of it included.
@@ -69,7 +66,8 @@ class ApiKeys:
         if replace:
             for known in await self._store.list(tenant):
                 if known.kind is kind and known.label == label:
-                    await self._store.remove(tenant, known.id)
+                    with audit.change("key.removed", tenant=tenant, key_id=known.id, kind=kind, label=label):
+                        await self._store.remove(tenant, known.id)
                     self.forget(tenant, known.id)
         key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         record = KeyRecord(
@@ -82,8 +80,10 @@ class ApiKeys:
             ending=secret[-ENDING_CHARS:],
             expires_at_s=round(self._clock() + ttl_s, 3) if ttl_s is not None else None,
         )
-        await self._store.add(record)
-        log_event(logger, logging.INFO, "key.created", tenant=tenant, key_id=key_id, kind=kind, label=label)
+        with audit.change(
+            "key.created", tenant=tenant, key_id=key_id, kind=kind, label=label, expires_at_s=record.expires_at_s
+        ):
+            await self._store.add(record)
         return MintedKey(f"{KEY_PREFIX[kind]}{tenant}.{key_id}.{secret}", record)
 
     async def rotate(self, tenant: TenantId, key_id: str, *, overlap_s: float) -> MintedKey:
@@ -103,10 +103,11 @@ class ApiKeys:
         if (state := old.state(now_s)) is not KeyState.ACTIVE:
             raise GatewayError(Code.INVALID_VALUE, f"The key is {state} already; create another.", field="key_id")
         ttl_s = old.expires_at_s - _unix(old.created_at) if old.expires_at_s is not None else None
-        minted = await self.mint(tenant, old.kind, old.label, ttl_s=ttl_s)
-        await self._store.expire(tenant, key_id, round(now_s + overlap_s, 3))
+        with audit.change("key.rotated", tenant=tenant, key_id=key_id, overlap_s=overlap_s) as told:
+            minted = await self.mint(tenant, old.kind, old.label, ttl_s=ttl_s)
+            told["new_key_id"] = minted.record.id
+            await self._store.expire(tenant, key_id, round(now_s + overlap_s, 3))
         self.forget(tenant, key_id)
-        log_event(logger, logging.INFO, "key.rotated", tenant=tenant, key_id=key_id, overlap_s=overlap_s)
         return minted
 
     async def revoke(self, tenant: TenantId, key_id: str) -> None:
@@ -114,10 +115,10 @@ class ApiKeys:
 
         The sessions that it opened are another matter, see ``Revocations.revoke``.
         """
-        if not await self._store.revoke(tenant, key_id, round(self._clock(), 3)):
-            raise GatewayError(Code.NOT_FOUND, "There is no such key.")
+        with audit.change("key.revoked", tenant=tenant, key_id=key_id):
+            if not await self._store.revoke(tenant, key_id, round(self._clock(), 3)):
+                raise GatewayError(Code.NOT_FOUND, "There is no such key.")
         self.forget(tenant, key_id)
-        log_event(logger, logging.WARNING, "key.revoked", tenant=tenant, key_id=key_id)
 
     async def list(self, tenant: TenantId) -> list[KeyRecord]:
         """Return a tenant's keys, the oldest first; raises GatewayError(store_unavailable)."""

@@ -16,6 +16,7 @@ from typing import Final
 from gateway.core.errors import GatewayError
 from gateway.core.identity import TenantId
 from gateway.core.revocation import Holder, Revocation, RevocationStore, Revoked, RevokedSet
+from gateway.telemetry import audit
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
 
@@ -61,13 +62,15 @@ class Revocations:
 
     async def revoke(self, what: Revoked, tenant: TenantId, id_: str = "") -> Revocation:
         """Take something back on every worker; raises GatewayError: invalid_value (too many), store_unavailable."""
-        revocation = await self._store.revoke(what, tenant, id_)
+        with audit.change("access.revoked", tenant=tenant, what=what, id=id_ or None):
+            revocation = await self._store.revoke(what, tenant, id_)
         self.revoked(revocation)
         return revocation
 
     async def lift(self, tenant: TenantId) -> bool:
         """Let a tenant in again; False when it was not out. Raises GatewayError(store_unavailable)."""
-        lifted = await self._store.lift(tenant)
+        with audit.change("access.restored", tenant=tenant) as told:
+            told["lifted"] = lifted = await self._store.lift(tenant)
         self.lifted(tenant)
         return lifted
 
@@ -96,13 +99,13 @@ class Revocations:
 
     def revoked(self, revocation: Revocation, /) -> None:
         if self._set.add(revocation):
-            log_event(logger, logging.WARNING, "access.revoked", what=revocation.what, tenant=revocation.tenant)
+            log_event(logger, logging.WARNING, "revocation.heard", what=revocation.what, tenant=revocation.tenant)
             self._changed()
 
     def lifted(self, tenant: TenantId, /) -> None:
         self._lifts += 1
         if self._set.lift(tenant):
-            log_event(logger, logging.WARNING, "access.restored", tenant=tenant)
+            log_event(logger, logging.WARNING, "revocation.lifted", tenant=tenant)
 
     def heard(self) -> None:
         self._look.set()

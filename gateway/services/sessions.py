@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import USER_ID_MAX_CHARS, Principal, Tenant, TenantId, UserId
@@ -18,10 +17,8 @@ from gateway.core.plan import ScopeLimits
 from gateway.sections import SettingsError
 from gateway.services.auth import Auth
 from gateway.services.tokens import SESSION_LIMITS, TOKEN_PREFIX, Grant, Session
-from gateway.telemetry.logging import event as log_event
+from gateway.telemetry import audit
 from gateway.tenant_options import normal_origin
-
-logger = logging.getLogger(__name__)
 
 PERSONAS_MAX: Final = 64
 ORIGINS_MAX: Final = 32
@@ -81,15 +78,6 @@ class Sessions:
                 if value is not None:
                     raise GatewayError(Code.FORBIDDEN, "A publishable key may not set this.", field=name)
             session = self._open_anonymous(record, tenant, origin, self._auth.tokens.life_s(ttl_s), visitor_id)
-        log_event(
-            logger,
-            logging.INFO,
-            "session.opened",
-            tenant=tenant.id,
-            user=self._auth.user_hash(tenant.id, session.user_id),
-            anonymous=record.kind is not KeyKind.SECRET,
-            expires_at=session.expires_at,
-        )
         return session
 
     def for_user(
@@ -125,7 +113,20 @@ class Sessions:
             limits=own_limits,
             single_use=single_use,
         )
-        return self._auth.tokens.mint(grant, life_s)
+        session = self._auth.tokens.mint(grant, life_s)
+        audit.record("session.opened", **self._told(session, grant))
+        return session
+
+    def _told(self, session: Session, grant: Grant) -> dict[str, Any]:
+        """What the audit stream is told of a session."""
+        return {
+            "tenant": grant.tenant,
+            "user": self._auth.user_hash(grant.tenant, grant.user_id),
+            "key_id": grant.key_id,
+            "token_id": session.token_id,
+            "anonymous": grant.anonymous,
+            "expires_at": session.expires_at,
+        }
 
     async def caller(self, credential: str, origin: str | None, user_id: str | None) -> Caller:
         """Let who shows a key act at once, as by a session that it would open; ``user_id`` is who it acts for.
@@ -163,6 +164,7 @@ class Sessions:
         app = record.kind is KeyKind.APP
         grant = Grant(tenant=tenant.id, user_id=visitor, key_id=record.id, anonymous=True, app=app)
         session = self._auth.tokens.mint(grant, ttl_s)
+        audit.flooded("session.opened", outcome="done", **self._told(session, grant))
         return replace(session, visitor_id=self._auth.tokens.visitor_id(tenant.id, visitor))
 
     def _visitor(self, record: KeyRecord, tenant: Tenant, origin: str | None, visitor_id: str | None) -> str:

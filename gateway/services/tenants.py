@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -22,6 +22,7 @@ from gateway.core.identity import TENANT_ID, Tenant, TenantId
 from gateway.core.tenancy import Source, TenantStore
 from gateway.sections import SettingsError, written
 from gateway.services.registry import Registry
+from gateway.telemetry import audit
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
@@ -34,6 +35,7 @@ LOOK_S: Final = 30.0  # between looks at what is stored …
 DEAF_LOOK_S: Final = 1.0  # … and while nothing is heard
 GATHER_S: Final = 0.05  # changes that come together are taken in together
 FIELD_MAX_CHARS: Final = 160  # of what a log line says
+NAMED_MAX: Final = 100  # tenants that an audit line names of each kind of change
 DOCUMENT_MAX_BYTES: Final = 65_536  # of one tenant in the store
 
 
@@ -133,8 +135,19 @@ class Tenants:
 
     def fix(self, tables: TenantTables) -> None:
         """Put other fixed tenants and plans in force: the file has changed."""
-        self._fixed = tables
+        before, self._fixed = self._fixed, tables
         self._apply()
+        added, removed = tables.tenants.keys() - before.tenants.keys(), before.tenants.keys() - tables.tenants.keys()
+        changed = {name for name, table in tables.tenants.items() if before.tenants.get(name, table) != table}
+        with audit.acting("file"):
+            audit.record(
+                "tenants_file.taken",
+                tenants=len(tables.tenants),
+                added=_named(added),
+                changed=_named(changed),
+                removed=_named(removed),
+                plans_changed=tables.plans != before.plans,
+            )
 
     async def load(self) -> None:
         """Take in what is stored. Raises GatewayError(store_unavailable), which changes nothing."""
@@ -170,9 +183,9 @@ class Tenants:
         document = msgspec.json.encode(written(settings))
         if len(document) > DOCUMENT_MAX_BYTES:
             raise GatewayError(Code.INVALID_VALUE, f"A tenant may have {DOCUMENT_MAX_BYTES} bytes of JSON.")
-        added = await self._store.put(tenant, document)
+        with audit.change("tenant.put", tenant=tenant) as told:
+            told["added"] = added = await self._store.put(tenant, document)
         await self.load()
-        log_event(logger, logging.WARNING, "tenant.put", tenant=tenant, added=added)
         return added
 
     async def remove(self, tenant: TenantId) -> bool:
@@ -181,9 +194,9 @@ class Tenants:
         Raises GatewayError: tenant_fixed, store_unavailable.
         """
         self.check_free(tenant)
-        removed = await self._store.remove(tenant)
+        with audit.change("tenant.removed", tenant=tenant):
+            removed = await self._store.remove(tenant)
         await self.load()
-        log_event(logger, logging.WARNING, "tenant.removed", tenant=tenant)
         return removed
 
     def check_free(self, tenant: TenantId) -> None:
@@ -268,6 +281,11 @@ class Tenants:
                 async with asyncio.timeout(LOOK_S if self._hears() else DEAF_LOOK_S):
                     await self._look.wait()
                 await asyncio.sleep(GATHER_S)
+
+
+def _named(names: Iterable[str]) -> list[str]:
+    """Return names for an audit line: in order, and not without end."""
+    return sorted(names)[:NAMED_MAX]
 
 
 def _read_all(kept: Mapping[TenantId, bytes], before: Mapping[TenantId, _Document]) -> dict[TenantId, _Document]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.sections import SettingsError
-from gateway.telemetry.logging import event as log_event
+from gateway.telemetry import audit
 from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
 from gateway.tenant_tables import TENANTS_FILE_MAX_BYTES, TenantTables, read_tenants
@@ -97,7 +97,9 @@ class TenantsFile:
         self._metrics.tenants_file_read(valid=fault is None)
         if tables is not None:
             self._on_change(tables)
-            log_event(logger, logging.INFO, "tenants_file.taken", tenants=len(tables.tenants))
+        elif fault is not None:
+            with audit.acting("file"):
+                audit.record("tenants_file.refused", outcome="refused", field=fault.key[:FIELD_MAX_CHARS])
 
 
 def _version(path: Path) -> bytes:

@@ -18,13 +18,15 @@ from typing import Any, TextIO
 import msgspec
 
 from gateway.options import LoggingSettings
-from gateway.sections import Secret
+from gateway.sections import Secret, SettingsError, reason
+from gateway.telemetry.line_file import LineFile
 from gateway.telemetry.redaction import Redactor
 from gateway.telemetry.spans import CURRENT
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 TURN_ID: ContextVar[str | None] = ContextVar("turn_id", default=None)
 
+AUDIT = "gateway.audit"  # the logger of the audit stream
 # Libraries that say at INFO what our own events say better, or at DEBUG what nobody may read (headers, bodies)
 QUIET = ("aiohttp", "asyncio", "h2", "hpack", "httpcore", "httpx", "redis", "requests", "urllib3")
 COLOURS = {"debug": "2", "info": "36", "warning": "33", "error": "31", "critical": "31"}
@@ -189,8 +191,10 @@ def configure(
 ) -> None:
     """Send every logger's events through one handler, replacing the one of an earlier call.
 
-    ``worker`` is the slot of a supervised worker; it is told with every event.
+    The audit stream has one of its own where it has a file. ``worker`` is the slot of a supervised worker; it is told
+    with every event. Raises SettingsError for an audit file that cannot be opened.
     """
+    global _ours
     stream = stream if stream is not None else sys.stderr
     redactor = Redactor(secrets)
     redactor.learn(_concealed)
@@ -200,8 +204,8 @@ def configure(
         handler.setFormatter(ConsoleFormatter(redactor, colour=terminal, worker=worker))
     else:
         handler.setFormatter(JsonFormatter(redactor, worker=worker))
-    global _ours
     _ours = handler
+    _configure_audit(settings, redactor, worker)
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, _Handler)]:
         root.removeHandler(old)
@@ -216,6 +220,28 @@ def configure(
         logging.logAsyncioTasks = False
 
 
+def _configure_audit(settings: LoggingSettings, redactor: Redactor, worker: str | None) -> None:
+    """Let the audit stream through whatever the log's level is, and to its file where it has one."""
+    audit = logging.getLogger(AUDIT)
+    for old in [old for old in audit.handlers if isinstance(old, LineFile)]:
+        audit.removeHandler(old)
+        old.close()
+    audit.setLevel(logging.INFO)
+    audit.propagate = settings.audit_file is None
+    if settings.audit_file is not None:
+        try:
+            file = LineFile(settings.audit_file, _handle_otherwise)
+        except OSError as error:
+            raise SettingsError("GATEWAY_AUDIT_LOG", f"cannot be opened: {reason(error)}") from None
+        file.setFormatter(JsonFormatter(redactor, worker=worker))
+        audit.addHandler(file)
+
+
+def _handle_otherwise(record: logging.LogRecord) -> None:
+    if _ours is not None:
+        _ours.handle(record)
+
+
 _ours: _Handler | None = None  # what ``configure`` made last
 _concealed: dict[str, None] = {}  # the latest last
 
@@ -226,8 +252,8 @@ def conceal(secret: Secret) -> None:
     _concealed[secret.reveal()] = None
     if len(_concealed) > CONCEALED_MAX:
         del _concealed[next(iter(_concealed))]
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, _Handler) and isinstance(handler.formatter, _Formatter):
+    for handler in (*logging.getLogger().handlers, *logging.getLogger(AUDIT).handlers):
+        if isinstance(handler, _Handler | LineFile) and isinstance(handler.formatter, _Formatter):
             handler.formatter.redactor.learn(_concealed)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import re
 import time
 from typing import Any, Final
@@ -16,6 +15,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from gateway.core.addresses import client_address
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import TENANT_ID, TenantId
 from gateway.core.keys import KeyKind
@@ -23,11 +23,10 @@ from gateway.protocol.admin import CreateKey, RevokeToken, RevokeUser, RotateKey
 from gateway.services.desk import Desk
 from gateway.services.facts import key_facts, revocation_facts
 from gateway.services.keys import MintedKey
-from gateway.telemetry.logging import throttled
-from gateway.transports.edge import EDGE, Edge, bearer, json_answer, read_body
+from gateway.telemetry import audit
+from gateway.transports.admin_relay import RELAYED_FOR
+from gateway.transports.edge import ADDRESS, EDGE, Edge, address_of, bearer, json_answer, read_body
 from gateway.transports.middleware import identify, observe, refuse
-
-logger = logging.getLogger(__name__)
 
 PREFIX: Final = "/admin/v1"
 DESK: Final[web.AppKey[Desk]] = web.AppKey("desk", Desk)
@@ -55,14 +54,13 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     digest = request.app[_TOKEN]
     if digest is None:
         raise GatewayError(Code.NOT_FOUND)
-    try:
-        shown = bearer(request).encode(errors="surrogateescape")
-        if not hmac.compare_digest(hashlib.sha256(shown).digest(), digest):
-            raise GatewayError(Code.CREDENTIAL_INVALID)
-    except GatewayError as error:
-        throttled(logger, "admin.refused", code=error.code)
-        raise
-    return await handler(request)
+    if (relayed_for := request.headers.get(RELAYED_FOR)) and not request.remote:  # over the supervisor's own socket
+        request[ADDRESS] = client_address(relayed_for, (), ())
+    shown = bearer(request).encode(errors="surrogateescape")
+    if not hmac.compare_digest(hashlib.sha256(shown).digest(), digest):
+        raise GatewayError(Code.CREDENTIAL_INVALID)
+    with audit.acting("admin", address=address_of(request)):
+        return await handler(request)
 
 
 async def _identify(request: web.Request, response: web.StreamResponse) -> None:

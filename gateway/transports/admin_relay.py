@@ -13,6 +13,7 @@ from gateway.transports.middleware import identify, problem_response
 
 BODY_TIMEOUT_S: Final = 30.0  # of a body's arrival here; the worker has it at once then
 PASSED_ON: Final = (hdrs.AUTHORIZATION, hdrs.CONTENT_TYPE, "x-request-id", "traceparent", "tracestate")
+RELAYED_FOR: Final = "x-relayed-for"  # never passed on as it came
 PASSED_BACK: Final = frozenset(
     name.lower()
     for name in (
@@ -53,6 +54,7 @@ async def pass_on(request: web.Request) -> web.Response:
             for name in PASSED_ON
             for value in request.headers.getall(name, [])
         ]
+        headers.append((RELAYED_FOR, request.remote or ""))
         told = await request.app[RELAY].relay(request.method, request.raw_path, headers, await _body(request))
     except GatewayError as error:
         response = problem_response(request, error)

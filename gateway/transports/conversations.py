@@ -7,6 +7,7 @@ from aiohttp import web
 from gateway.core.errors import Code, GatewayError
 from gateway.protocol.native import ChangeConversation, CreateConversation, GiveFeedback, OpenSession, conversation_body
 from gateway.services.conversations import PAGE_MAX
+from gateway.telemetry import audit
 from gateway.transports.edge import (
     EDGE,
     address_of,
@@ -26,17 +27,18 @@ routes = web.RouteTableDef()
 async def open_session(request: web.Request) -> web.Response:
     credential = bearer(request)
     body = await read_body(request, OpenSession)
-    session = await request.app[EDGE].sessions.open(
-        credential,
-        origin_of(request),
-        user_id=body.user_id,
-        ttl_s=body.ttl_s,
-        personas=body.personas,
-        origins=body.origins,
-        visitor_id=body.visitor_id,
-        limits=body.limits.given() if body.limits is not None else None,
-        single_use=body.single_use,
-    )
+    with audit.acting("key", address=address_of(request)):
+        session = await request.app[EDGE].sessions.open(
+            credential,
+            origin_of(request),
+            user_id=body.user_id,
+            ttl_s=body.ttl_s,
+            personas=body.personas,
+            origins=body.origins,
+            visitor_id=body.visitor_id,
+            limits=body.limits.given() if body.limits is not None else None,
+            single_use=body.single_use,
+        )
     answer = {
         "token": session.token,
         "token_id": session.token_id,

@@ -28,6 +28,7 @@ from gateway.services.subscriptions import Subscriptions
 from gateway.services.threads import Threads
 from gateway.services.turns import Turns
 from gateway.services.watches import Watches
+from gateway.telemetry import audit
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.spans import Span
 from gateway.telemetry.tracing import OFF, Tracing
@@ -38,8 +39,8 @@ T = TypeVar("T")
 UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
 REQUEST_ID: Final = web.RequestKey("request_id", str)
-_ADDRESS: Final = web.RequestKey("address", str)
 SPAN: Final[web.RequestKey[Span]] = web.RequestKey("span", Span)  # the request's
+ADDRESS: Final = web.RequestKey("address", str)  # the client's; set before, where the connection does not tell it
 DECLARED_PROBLEM: Final = "application/problem+json"
 
 
@@ -123,6 +124,13 @@ class Edge:
             if principal is not None:
                 error = self.auth.lost(principal, connection.origin, connection.door)
                 if error is not None:
+                    audit.flooded(
+                        "access.ended",
+                        outcome="done",
+                        tenant=principal.tenant.id,
+                        code=error.code,
+                        user=principal.user_hash,
+                    )
                     connection.revoke(error)
 
 
@@ -188,12 +196,12 @@ def ticket_of(request: web.Request) -> str | None:
 
 def address_of(request: web.Request) -> str:
     """Return the client's address: the peer's, or what trusted proxies say it is."""
-    known: str | None = request.get(_ADDRESS)
+    known: str | None = request.get(ADDRESS)
     if known is not None:
         return known
     proxies = request.app[EDGE].rules.trusted_proxies
     forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, []) if proxies else ()
-    request[_ADDRESS] = address = client_address(request.remote, forwarded, proxies)
+    request[ADDRESS] = address = client_address(request.remote, forwarded, proxies)
     return address
 
 

@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 from gateway.core.errors import Code, GatewayError
 from gateway.protocol.native import encode_json, problem
 from gateway.services.admission import TOLD, Told
+from gateway.telemetry import audit
 from gateway.telemetry.logging import REQUEST_ID as LOGGED_REQUEST_ID
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.spans import CURRENT
@@ -139,6 +140,8 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
         logger.exception("request.crashed")
         error = GatewayError(Code.INTERNAL)
     request.app[EDGE].metrics.error_sent(error.code)
+    if error.code in audit.REFUSALS:
+        audit_refusal(request, error)
     request[_REFUSED] = {"code": error.code} | (
         {"vendor_status": error.vendor_status} if error.vendor_status is not None else {}
     )
@@ -146,6 +149,19 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith(paths):
             return refusal(request, error, error_headers(error, headers))
     return problem_response(request, error, headers)
+
+
+def audit_refusal(request: web.Request, error: GatewayError) -> None:
+    """Tell the audit stream who was turned away. What was shown (credential, origin, path) is anybody's words."""
+    principal = request.get(PRINCIPAL)
+    with audit.acting("anybody", address=address_of(request)):
+        audit.flooded(
+            "access.refused",
+            tenant=principal.tenant.id if principal is not None else None,
+            code=error.code,
+            user=principal.user_hash if principal is not None else None,
+            route=route_of(request),
+        )
 
 
 def route_of(request: web.Request) -> str:

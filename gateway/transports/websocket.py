@@ -33,6 +33,7 @@ from gateway.protocol.native import (
     problem,
 )
 from gateway.services.admission import TOLD, Told
+from gateway.telemetry import audit
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.spans import CURRENT, Span
 from gateway.transports.deliveries import Deliveries
@@ -50,7 +51,7 @@ from gateway.transports.edge import (
     ticket_of,
 )
 from gateway.transports.limit_headers import limit_members
-from gateway.transports.middleware import trace_of
+from gateway.transports.middleware import audit_refusal, trace_of
 from gateway.transports.sse import HIGH_WATER_BYTES
 
 logger = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ class Socket:
         self._expiry = asyncio.get_running_loop().call_later(life_s, self._expire)
 
     def _expire(self) -> None:
+        self._revoked = True  # by time
         self._spawn_close(GatewayError(Code.TOKEN_EXPIRED))
 
     def _spawn_close(self, error: GatewayError) -> None:
@@ -381,6 +383,8 @@ class Socket:
 
     async def _send_error(self, error: GatewayError, request_id: str | None, **about: str) -> None:
         self._edge.metrics.error_sent(error.code)
+        if error.code in audit.REFUSALS and not about and not self._revoked:
+            audit_refusal(self._request, error)
         body = problem(error, self._request.get(REQUEST_ID))
         if self._told.quotas and not about:
             body["limits"] = limit_members(self._told.quotas)

@@ -17,6 +17,7 @@ from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import Tenant, TenantId
 from gateway.core.vendor_keys import KeyLabel
 from gateway.sections import Secret, SettingsError
+from gateway.telemetry import audit
 from gateway.telemetry.logging import conceal, throttled
 from gateway.telemetry.logging import event as log_event
 from gateway.upstream.key_files import KeyFiles, Stamp
@@ -183,7 +184,8 @@ class KeyRing:
         elif key.credential.secret == secret:
             return
         else:
-            log_event(logger, logging.INFO, "vendor_key.rotated", key=key.label)
+            with audit.acting("file"):
+                audit.record("vendor_key.rotated", key=key.label)
         conceal(secret)
         key.credential = Credential(key.label, secret)
         if key.rest_s:

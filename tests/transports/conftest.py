@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from gateway.simulator.server import Simulator
 from tests.conftest import Running, StartGateway
 from tests.transports.client import Client
+from tests.transports.log_lines import Log, listening
 
 SignIn = Callable[..., Awaitable[Client]]
 
@@ -42,3 +43,10 @@ def sign_in() -> SignIn:
 async def client(running: Running, sign_in: SignIn) -> Client:
     """One user of one gateway."""
     return await sign_in(running)
+
+
+@pytest.fixture
+def told() -> Iterator[Log]:
+    """What gateways log from here on."""
+    with listening() as log:
+        yield log

@@ -132,7 +132,7 @@ async def varied_session(running: Running, client: Client) -> list[bytes]:
 async def test_secrets_and_words_are_in_no_log_metric_span_or_error(
     start_gateway: StartGateway, sign_in: SignIn, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a varied session logs, metrics, spans and errors hold no credential, no user id and no words."""
+    """After a varied session logs, audit, metrics, spans and errors hold no credential, no user id and no words."""
     async with collector() as spans:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", spans.url)
         await _search_all(await start_gateway(), sign_in, log, spans)
@@ -150,6 +150,7 @@ async def _search_all(running: Running, sign_in: SignIn, log: io.StringIO, spans
     assert {span.name for span in spans.spans} >= {"turn", "chat default", "command turn.start", "admission"}
     lines = log.getvalue().splitlines()
     assert len(lines) > 40
+    assert len([line for line in lines if '"gateway.audit"' in line]) > 5
     assert any('"turn.ended"' in line for line in lines)
     signature = client.token.rpartition(".")[2]
     secrets = {
