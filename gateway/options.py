@@ -282,6 +282,7 @@ class LoggingSettings(Section, frozen=True, kw_only=True):
 
     level: Annotated[Literal["debug", "info", "warning", "error"], doc("Least severe level that is logged")] = "info"
     format: Annotated[Literal["json", "console", "auto"], doc("`auto`: console on a terminal, else JSON")] = "auto"
+    starts: Annotated[bool, doc("Log the beginning of requests, sockets and turns too, not only their end")] = True
     audit_file: Annotated[
         Path | None, doc("File that the audit stream is appended to, as JSON; unset: it is among the other lines")
     ] = None

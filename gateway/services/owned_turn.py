@@ -99,10 +99,12 @@ class OwnedTurn(ABC):
         "_stop",
         "_usage",
         "epoch",
+        "first_token_s",
         "heading",
         "holder",
         "live",
         "presence",
+        "queued_s",
         "span",
         "started_at_s",
         "tenant",
@@ -126,6 +128,8 @@ class OwnedTurn(ABC):
         self.started_at_s = time.monotonic()
         self.holder: Holder | None = None  # who started it, where it was started on this worker
         self.span: Span = NOWHERE  # set by who sets it going
+        self.queued_s: float | None = None  # how long it waited for its way to the vendor, where it had to
+        self.first_token_s: float | None = None  # from when it was sent, where it had one here
         self.presence = Presence(disconnect, self.stop, tenant.id, ports.metrics.turns)
         self._ports = ports
         self.epoch = epoch
@@ -237,7 +241,6 @@ class OwnedTurn(ABC):
                     self.tenant.id, Append(self.turn_id, self.epoch, live.saved_position, live.unsaved())
                 )
                 self._ports.metrics.store.lease_handed_over()
-                log_event(logger, logging.INFO, "turn.handed_over", turn_id=self.turn_id, tenant=self.tenant.id)
             except (GatewayError, Fenced, LogBehind, LogLost) as error:  # then its lease runs out
                 throttled(logger, "turn.left", error=error, turn_id=self.turn_id)
             self._fenced = True
@@ -328,6 +331,18 @@ class OwnedTurn(ABC):
             self.tenant.id, self.heading.persona, TurnState.FAILED, Code.WORKER_LOST, seconds
         )
         self.span.end(None if self._handed_over else Code.WORKER_LOST, state="abandoned")
+        log_event(
+            logger,
+            logging.INFO,
+            "turn.abandoned",
+            turn_id=self.turn_id,
+            tenant=self.tenant.id,
+            conversation_id=self.heading.conversation_id,
+            persona=self.heading.persona,
+            user=self.heading.owner,
+            handed_over=self._handed_over,
+            duration_s=round(seconds, 3),
+        )
 
     def _be_done(self) -> None:
         self._done = True
@@ -396,11 +411,14 @@ class OwnedTurn(ABC):
             tenant=self.tenant.id,
             conversation_id=self.heading.conversation_id,
             persona=self.heading.persona,
+            user=self.heading.owner,
             state=state,
             reason=reason,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             usage_source=usage.source,
+            queued_s=self.queued_s,
+            first_token_s=self.first_token_s,
             duration_s=round(seconds, 3),
         )
 

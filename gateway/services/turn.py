@@ -197,9 +197,9 @@ class Turn(OwnedTurn):
             if not self._announced:
                 self._announced = True
                 self._call.happened("first_token")
-                self._ports.metrics.first_token(
-                    self.tenant.id, self.heading.persona, time.monotonic() - self._sent_at_s
-                )
+                seconds = time.monotonic() - self._sent_at_s
+                self.first_token_s = round(seconds, 3)
+                self._ports.metrics.first_token(self.tenant.id, self.heading.persona, seconds)
                 events.append(MessageStarted(self._message_id, self._run_id, "assistant"))
             if text and len(text) > self._room:
                 text, self._capped = text[: self._room], True  # no reader ever gets further than recovery steps over
@@ -277,7 +277,8 @@ class Turn(OwnedTurn):
                 self._tell_place()
                 await self._before_end(passage.wait())
                 self._sent_at_s = time.monotonic()
-                self.span.tell(queued_s=round(self._sent_at_s - self.started_at_s, 3))
+                self.queued_s = round(self._sent_at_s - self.started_at_s, 3)
+                self.span.tell(queued_s=self.queued_s)
             self._begin_call(passage.key, resent)
             self._chat = await self._before_end(self._open(passage.key))
         except GatewayError as refused:

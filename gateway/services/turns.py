@@ -28,7 +28,7 @@ from gateway.services.screening import Screening
 from gateway.services.starts import Started, Starts
 from gateway.services.turn import Turn
 from gateway.services.watches import Watches
-from gateway.telemetry.logging import event as log_event
+from gateway.telemetry.logging import started as log_started
 from gateway.telemetry.spans import CURRENT
 
 logger = logging.getLogger(__name__)
@@ -282,9 +282,8 @@ class Turns:
             ordinal=heading.ordinal,
         )
         self._metrics.turn_started(tenant.id, heading.persona)
-        log_event(
+        log_started(
             logger,
-            logging.INFO,
             "turn.started",
             turn_id=turn.turn_id,
             tenant=tenant.id,

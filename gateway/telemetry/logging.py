@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -22,6 +22,7 @@ from gateway.sections import Secret, SettingsError, reason
 from gateway.telemetry.line_file import LineFile
 from gateway.telemetry.redaction import Redactor
 from gateway.telemetry.spans import CURRENT
+from gateway.telemetry.throttle import Throttle
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 TURN_ID: ContextVar[str | None] = ContextVar("turn_id", default=None)
@@ -30,7 +31,6 @@ AUDIT = "gateway.audit"  # the logger of the audit stream
 # Libraries that say at INFO what our own events say better, or at DEBUG what nobody may read (headers, bodies)
 QUIET = ("aiohttp", "asyncio", "h2", "hpack", "httpcore", "httpx", "redis", "requests", "urllib3")
 COLOURS = {"debug": "2", "info": "36", "warning": "33", "error": "31", "critical": "31"}
-THROTTLED_MAX = 1024
 CONCEALED_MAX = 1024  # keys and their rotations over a process's life
 OURS = frozenset({"ts", "level", "logger", "event", "error"})  # a field of one of these names is told with a ``_``
 
@@ -194,7 +194,7 @@ def configure(
     The audit stream has one of its own where it has a file. ``worker`` is the slot of a supervised worker; it is told
     with every event. Raises SettingsError for an audit file that cannot be opened.
     """
-    global _ours
+    global _ours, _starts
     stream = stream if stream is not None else sys.stderr
     redactor = Redactor(secrets)
     redactor.learn(_concealed)
@@ -204,7 +204,7 @@ def configure(
         handler.setFormatter(ConsoleFormatter(redactor, colour=terminal, worker=worker))
     else:
         handler.setFormatter(JsonFormatter(redactor, worker=worker))
-    _ours = handler
+    _ours, _starts = handler, settings.starts
     _configure_audit(settings, redactor, worker)
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, _Handler)]:
@@ -242,7 +242,14 @@ def _handle_otherwise(record: logging.LogRecord) -> None:
         _ours.handle(record)
 
 
+def started(logger: logging.Logger, name: str, /, **fields: Any) -> None:
+    """Log that something began whose end will be logged too, unless beginnings are not wanted."""
+    if _starts:
+        event(logger, logging.INFO, name, **fields)
+
+
 _ours: _Handler | None = None  # what ``configure`` made last
+_starts = True
 _concealed: dict[str, None] = {}  # the latest last
 
 
@@ -279,24 +286,6 @@ def bound(*, request_id: str | None = None, turn_id: str | None = None) -> Itera
             TURN_ID.reset(turn)
         if request is not None:
             REQUEST_ID.reset(request)
-
-
-class Throttle:
-    """Lets one event of a key through in ``every_s`` and counts those that it holds back."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._held: dict[tuple[str, str], tuple[float, int]] = {}  # when the last one passed, how many were held since
-
-    def admit(self, logger: str, key: str, every_s: float) -> int | None:
-        """Return how many were held back before this one, or None when this one is held back too."""
-        now_s = self._clock()
-        last_s, held = self._held.pop((logger, key), (now_s - every_s, 0))
-        passes = now_s - last_s >= every_s
-        self._held[logger, key] = (now_s, 0) if passes else (last_s, held + 1)
-        if len(self._held) > THROTTLED_MAX:
-            del self._held[next(iter(self._held))]  # the one untouched for longest
-        return held if passes else None
 
 
 _throttle = Throttle()

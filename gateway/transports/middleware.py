@@ -18,6 +18,7 @@ from gateway.services.admission import TOLD, Told
 from gateway.telemetry import audit
 from gateway.telemetry.logging import REQUEST_ID as LOGGED_REQUEST_ID
 from gateway.telemetry.logging import event as log_event
+from gateway.telemetry.logging import started
 from gateway.telemetry.spans import CURRENT
 from gateway.telemetry.tracing import FRESH_CHARS
 from gateway.transports.edge import DECLARED_PROBLEM, EDGE, PRINCIPAL, REQUEST_ID, SPAN, address_of, origin_of
@@ -32,6 +33,7 @@ Refusal = Callable[[web.BaseRequest, GatewayError, Mapping[str, str]], web.Respo
 REFUSALS: Final[web.AppKey[Sequence[tuple[tuple[str, ...], Refusal]]]] = web.AppKey("refusals")
 _REFUSED: Final = web.RequestKey("refused", dict)
 _TOLD: Final = web.RequestKey("told", Told)
+_TURN: Final = web.RequestKey("turn", str)  # that its answer is about
 
 REQUEST_ID_CHARS: Final = 16  # of one that we make
 METHODS: Final = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -80,6 +82,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     )
     current = CURRENT.set(span)
     token = LOGGED_REQUEST_ID.set(request_id)
+    started(logger, "request.started", method=request.method, route=route)
     request[_TOLD] = told = Told(address_of(request))
     TOLD.set(told)  # seen by what this request's task starts, and gone with it or overwritten by the next
     started_s = time.perf_counter()
@@ -101,6 +104,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             status=status,
             **request.get(_REFUSED, {}),
             duration_s=round(seconds, 4),
+            turn_id=request.get(_TURN),
             tenant=principal.tenant.id if principal is not None else None,
             user=principal.user_hash if principal is not None else None,
         )
@@ -213,6 +217,8 @@ async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> Non
     headers = response.headers
     if not isinstance(request, web.Request):
         return
+    if (turn_id := headers.get("x-turn-id")) is not None:
+        request[_TURN] = turn_id
     told = request.get(_TOLD)
     if told is not None and told.quotas:
         headers.update(limit_headers(told.quotas))

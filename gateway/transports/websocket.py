@@ -35,6 +35,7 @@ from gateway.protocol.native import (
 from gateway.services.admission import TOLD, Told
 from gateway.telemetry import audit
 from gateway.telemetry.logging import event as log_event
+from gateway.telemetry.logging import started as log_started
 from gateway.telemetry.spans import CURRENT, Span
 from gateway.transports.deliveries import Deliveries
 from gateway.transports.edge import (
@@ -97,6 +98,7 @@ class Socket:
         self._arrival_s = 0.0
         self._told = Told(address_of(request))  # of the command under way
         self._revoked = False
+        self._commands = self._turns = 0
         self._span = request[SPAN]
         self._named_trace, _ = trace_of(request)
         self.origin = origin_of(request)
@@ -112,8 +114,11 @@ class Socket:
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self._edge.metrics.stream_opened("websocket")
         self._edge.open.add(self)
+        opened_s = time.monotonic()
         try:
             await self._authenticate()
+            if (known := self._principal) is not None:
+                log_started(logger, "socket.opened", tenant=known.tenant.id, user=known.user_hash)
             async for message in self._ws:
                 if message.type is WSMsgType.TEXT:
                     self._check_size(message.data)
@@ -133,6 +138,18 @@ class Socket:
             if self._expiry is not None:
                 self._expiry.cancel()
             self._deliveries.close()
+            known = self._principal
+            log_event(
+                logger,
+                logging.INFO,
+                "socket.closed",
+                tenant=known.tenant.id if known is not None else None,
+                user=known.user_hash if known is not None else None,
+                close_code=self._ws.close_code,
+                commands=self._commands,
+                turns=self._turns,
+                duration_s=round(time.monotonic() - opened_s, 3),
+            )
         return self._ws
 
     # --- who it is -----------------------------------------------------------------------------------------------
@@ -204,6 +221,7 @@ class Socket:
             self._pace()
             command = decode_command(frame)
             request_id = command.request_id
+            self._commands += 1
             span = self._begin_span(command)
             await self._carry_out(command)
         except GatewayError as error:
@@ -286,6 +304,7 @@ class Socket:
                 idempotency_key=command.client_message_id,
                 address=self._told.address or "",
             )
+            self._turns += not started.repeated
             self._deliveries.tell_limits(started.turn_id, limit_members(self._told.quotas))
             await self._ack(command.request_id, {"turn_id": started.turn_id})
         finally:

@@ -22,7 +22,6 @@ from gateway.telemetry import redaction
 from gateway.telemetry.logging import (
     CONCEALED_MAX,
     QUIET,
-    Throttle,
     bound,
     conceal,
     configure,
@@ -30,6 +29,7 @@ from gateway.telemetry.logging import (
     throttled,
 )
 from gateway.telemetry.redaction import Redactor
+from gateway.telemetry.throttle import Throttle
 
 logger = logging.getLogger("gateway.test")
 GATHERED = ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks")  # what configure sets

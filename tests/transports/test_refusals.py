@@ -18,6 +18,7 @@ from aiohttp import web, web_protocol
 import gateway.telemetry.logging
 from gateway.core.errors import WIRE, Code
 from gateway.services.conversations import PAGE_MAX
+from gateway.telemetry.throttle import Throttle
 from gateway.transports.page import FILES
 from gateway.transports.refusals import EdgeRunner
 from tests.conftest import Running
@@ -103,7 +104,7 @@ UNREADABLE = {
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """What is logged, at DEBUG; nothing was held back before."""
-    monkeypatch.setattr(gateway.telemetry.logging, "_throttle", gateway.telemetry.logging.Throttle())
+    monkeypatch.setattr(gateway.telemetry.logging, "_throttle", Throttle())
     caplog.set_level(logging.DEBUG)
     return caplog
 
