@@ -46,7 +46,7 @@ from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.spans import NOWHERE, Span
-from gateway.telemetry.tracing import OFF, Tracing
+from gateway.telemetry.tracing import OFF, Tracing, example
 
 logger = logging.getLogger(__name__)
 
@@ -328,7 +328,7 @@ class OwnedTurn(ABC):
         self._be_done()
         seconds = time.monotonic() - self.started_at_s
         self._ports.metrics.turn_ended(
-            self.tenant.id, self.heading.persona, TurnState.FAILED, Code.WORKER_LOST, seconds
+            *(self.tenant.id, self.heading.persona, TurnState.FAILED, Code.WORKER_LOST, seconds, self._example())
         )
         self.span.end(None if self._handed_over else Code.WORKER_LOST, state="abandoned")
         log_event(
@@ -386,12 +386,16 @@ class OwnedTurn(ABC):
             ended_at=timestamp(),
         )
 
+    def _example(self) -> str:
+        """Return the id of a trace in which to see this turn, if there is one."""
+        return example(self._ports.tracing, self.span)
+
     def _count(self, ending: Ending) -> None:
         seconds = time.monotonic() - self.started_at_s
         state, reason, usage = ENDING_STATE[type(ending)], _reason(ending), ending.usage
         labels = (self.tenant.id, self.heading.persona)
         metrics = self._ports.metrics
-        metrics.turn_ended(*labels, state, reason, seconds)
+        metrics.turn_ended(*labels, state, reason, seconds, self._example())
         metrics.tokens_counted(*labels, usage.prompt_tokens, usage.completion_tokens, usage.source)
         self.span.end(
             reason if state is TurnState.FAILED else None,

@@ -199,7 +199,7 @@ class Turn(OwnedTurn):
                 self._call.happened("first_token")
                 seconds = time.monotonic() - self._sent_at_s
                 self.first_token_s = round(seconds, 3)
-                self._ports.metrics.first_token(self.tenant.id, self.heading.persona, seconds)
+                self._ports.metrics.first_token(self.tenant.id, self.heading.persona, seconds, self._example())
                 events.append(MessageStarted(self._message_id, self._run_id, "assistant"))
             if text and len(text) > self._room:
                 text, self._capped = text[: self._room], True  # no reader ever gets further than recovery steps over

@@ -161,6 +161,10 @@ and personas appear by their configured id and alias; of those that come after t
 personas do, further ones count as `other`, and one that is taken away keeps its place until the restart. The usual
 `process_` and `python_` metrics come with them.
 
+In OpenMetrics the buckets of `gateway_request_duration_seconds`, `gen_ai_client_operation_duration_seconds` and
+`gen_ai_client_operation_time_to_first_chunk_seconds` carry exemplars: the latest value with its `trace_id`, by which
+logs and, where [tracing](tracing.md) is on and took it, the trace itself are found.
+
 A scrape is made in slices of half a millisecond, between which everything else goes on. With 200 tenants of three
 personas each that are in use (56,000 series, 9 MB) it takes 20 ms of processor time; a series that is new takes as long
 again, once. `gateway_metrics_series_max` is computed from the configuration, and whatever clients send

@@ -63,6 +63,14 @@ class NoTracing:
 OFF: Final[Tracing] = NoTracing()
 
 
+def example(tracing: Tracing, span: Span) -> str:
+    """Return the id of a span's trace for a metric to show, or nothing where it would lead nowhere.
+
+    It leads to what is recorded of it; with tracing off, to the lines of the log that tell it.
+    """
+    return span.trace_id if tracing is OFF or span.sampled else ""
+
+
 def open_tracing(settings: TracingSettings, *, instance: str, environ: Mapping[str, str] = os.environ) -> Tracing:
     """Return tracing as the settings and OpenTelemetry's own variables want it; the caller must ``aclose`` it.
 

@@ -20,7 +20,7 @@ from gateway.telemetry.logging import REQUEST_ID as LOGGED_REQUEST_ID
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import started
 from gateway.telemetry.spans import CURRENT
-from gateway.telemetry.tracing import FRESH_CHARS
+from gateway.telemetry.tracing import FRESH_CHARS, example
 from gateway.transports.edge import DECLARED_PROBLEM, EDGE, PRINCIPAL, REQUEST_ID, SPAN, address_of, origin_of
 from gateway.transports.limit_headers import EXPOSED as LIMITS_EXPOSED
 from gateway.transports.limit_headers import limit_headers
@@ -93,7 +93,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         seconds = time.perf_counter() - started_s
-        request.app[EDGE].metrics.request_ended(route, request.method, status, seconds)
+        edge = request.app[EDGE]
+        edge.metrics.request_ended(route, request.method, status, seconds, example(edge.tracing, span))
         principal = request.get(PRINCIPAL)
         log_event(
             logger,

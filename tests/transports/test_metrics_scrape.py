@@ -8,10 +8,12 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 
 from gateway.telemetry import exposition
 from tests.conftest import PERSONA_ID, Running, StartGateway
 from tests.telemetry.filling import fill, no_collections
+from tests.transports.client import Client
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 TENANTS = {f"tenant-{number:03}": ("default", "sales", "support") for number in range(200)}
@@ -21,6 +23,7 @@ TOML = "".join(
     for persona in personas
 )
 LONGEST_S = 0.005
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 def fetch(url: str) -> tuple[str, bytes]:
@@ -83,3 +86,29 @@ async def test_first_scrape_of_two_hundred_tenants_never_keeps_the_loop(start_ga
     with no_collections():
         longest_s, _ = await longest_step(running)
     assert longest_s < LONGEST_S
+
+
+async def test_exemplars_lead_to_the_trace_of_the_request(running: Running, client: Client) -> None:
+    """A turn in a caller's trace shows up with its id in the buckets of its request, its first text and its end."""
+    conversation = await client.conversation()
+    caller = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+    async with client.ask(conversation, "Hi #tokens=3", **caller) as reader:
+        await reader.rest()
+    _, body = await asyncio.to_thread(fetch, running.internal_url)
+    families = openmetrics.text_string_to_metric_families(body.decode())  # type: ignore[no-untyped-call]
+    found = {
+        family.name: sample
+        for family in families
+        for sample in family.samples
+        if sample.exemplar is not None and sample.exemplar.labels == {"trace_id": TRACE}
+    }
+    assert found.keys() == {
+        "gateway_request_duration_seconds",
+        "gen_ai_client_operation_duration_seconds",
+        "gen_ai_client_operation_time_to_first_chunk_seconds",
+    }
+    for sample in found.values():
+        assert sample.exemplar is not None
+        assert 0 < sample.exemplar.value <= float(sample.labels["le"])
+    async with running.http.get(f"{running.internal_url}/metrics") as response:
+        assert TRACE not in await response.text()
