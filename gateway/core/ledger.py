@@ -9,11 +9,12 @@ import msgspec
 from gateway.core.conversation import ConversationId
 from gateway.core.identity import TenantId, UserHash
 from gateway.core.turn import TurnId, TurnState
+from gateway.core.vendor_keys import KeyLabel
 
 Source = Literal["reported", "read_back", "estimated"]
 
 
-class Settlement(msgspec.Struct, frozen=True):
+class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one turn cost. ``reason`` is the finish reason, stop reason or error code.
 
     ``source`` says where the tokens are from: the vendor's stream (``reported``), its copy of the conversation,
@@ -23,6 +24,9 @@ class Settlement(msgspec.Struct, frozen=True):
     characters it is at least a quarter of the true count of that text and at most one more than twice of it; in
     English it is usually within a quarter. What the vendor adds to the prompt (the persona, earlier messages) and
     what it made and nobody received is not in it.
+
+    ``duration_s`` and ``first_token_s`` count from the turn's start, its wait for the vendor included. What is None
+    by default is left out where it is kept: entries of earlier versions lack it, and earlier versions pass over it.
     """
 
     turn_id: TurnId
@@ -38,6 +42,10 @@ class Settlement(msgspec.Struct, frozen=True):
     source: Source
     duration_s: float
     ended_at: str
+    vendor_key: KeyLabel | None = None  # by which it was last sent to the vendor; None: never, or by a lost worker
+    first_token_s: float | None = None  # until its first text; None: there was none, or a lost worker saw it
+    cost_micros: int | None = None  # in millionths of the currency; None: no price was in force
+    currency: str | None = None
 
 
 class Due(NamedTuple):

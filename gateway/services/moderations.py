@@ -77,22 +77,22 @@ class Moderations:
         estimate = -(-len(text or "") // CHARS_PER_TOKEN)
         admitted = await self._admission.admit_work(principal, "moderation", Work("", "", estimate), address, id_)
         self._holdings.hold(tenant.id, id_, admitted.slots)
-        sent = False
+        sent: KeyLabel | None = None
 
         async def ask(key: KeyLabel) -> Any:
             nonlocal sent
-            sent = True
+            sent = key
             return await self._operations.moderate(text, key=key)
 
         begun_s = time.monotonic()
         try:
             judgement = await self._vendor.ask(tenant, ask)
         except GatewayError as error:
-            if not sent:
+            if sent is None:
                 await self._admission.undo(tenant.id, id_)
             else:  # what the vendor refused, it did not do
                 tokens = 0 if error.vendor_status is not None else estimate
-                settlement = _settlement(principal, id_, TurnState.FAILED, error.code, tokens, begun_s)
+                settlement = _settlement(principal, id_, TurnState.FAILED, error.code, tokens, begun_s, sent)
                 self._spawn(self._settle(principal, settlement))
             raise
         except BaseException:
@@ -100,7 +100,7 @@ class Moderations:
             raise
         finally:
             self._holdings.drop(tenant.id, id_)
-        settlement = _settlement(principal, id_, TurnState.COMPLETED, REASON, estimate, begun_s)
+        settlement = _settlement(principal, id_, TurnState.COMPLETED, REASON, estimate, begun_s, sent)
         self._spawn(self._settle(principal, settlement))
         return judgement
 
@@ -130,7 +130,13 @@ class Moderations:
 
 
 def _settlement(
-    principal: Principal, id_: TurnId, state: TurnState, reason: str, tokens: int, begun_s: float
+    principal: Principal,
+    id_: TurnId,
+    state: TurnState,
+    reason: str,
+    tokens: int,
+    begun_s: float,
+    key: KeyLabel | None,
 ) -> Settlement:
     """The vendor tells no tokens of a moderation: they are estimated."""
     return Settlement(
@@ -147,4 +153,5 @@ def _settlement(
         source="estimated",
         duration_s=round(time.monotonic() - begun_s, 3),
         ended_at=timestamp(),
+        vendor_key=key,
     )

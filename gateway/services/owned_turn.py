@@ -36,6 +36,7 @@ from gateway.core.identity import Disconnect, Principal, Tenant, WorkerId
 from gateway.core.ledger import Settlement
 from gateway.core.revocation import Holder
 from gateway.core.turn import StopReason, TurnId, TurnState, Usage, estimate_usage
+from gateway.core.vendor_keys import KeyLabel
 from gateway.services.clock import timestamp
 from gateway.services.journal import Journal
 from gateway.services.live_log import LiveLog
@@ -87,6 +88,7 @@ class OwnedTurn(ABC):
         "_ending_position",
         "_fenced",
         "_finish_reason",
+        "_first_text_s",
         "_followed_at_s",
         "_handed_over",
         "_journal_entry",
@@ -98,6 +100,7 @@ class OwnedTurn(ABC):
         "_settled",
         "_stop",
         "_usage",
+        "_vendor_key",
         "epoch",
         "first_token_s",
         "heading",
@@ -143,6 +146,8 @@ class OwnedTurn(ABC):
         self._message_id: str | None = None
         self._run_id: str | None = None
         self._finish_reason: str | None = None
+        self._first_text_s: float | None = None  # on the clock of started_at_s
+        self._vendor_key: KeyLabel | None = None
         self._usage: Usage | None = None
         self._citations: list[dict[str, Any]] = []
         self._done = False
@@ -369,7 +374,7 @@ class OwnedTurn(ABC):
         )
 
     def _settlement(self, ending: Ending) -> Settlement:
-        heading, usage = self.heading, ending.usage
+        heading, usage, first_s = self.heading, ending.usage, self._first_text_s
         return Settlement(
             turn_id=heading.turn_id,
             conversation_id=heading.conversation_id,
@@ -384,6 +389,8 @@ class OwnedTurn(ABC):
             source=usage.source,
             duration_s=round(time.monotonic() - self.started_at_s, 3),
             ended_at=timestamp(),
+            vendor_key=self._vendor_key,
+            first_token_s=round(first_s - self.started_at_s, 3) if first_s is not None else None,
         )
 
     def _example(self) -> str:

@@ -94,6 +94,8 @@ class Rescue(OwnedTurn):
         self._process_died = process_died
         self._seen = False
         self._whole = False
+        # By which of several keys the lost worker sent it, nobody knows.
+        self._vendor_key = tenant.vendor_keys[0] if len(tenant.vendor_keys) == 1 else None
         started = next((e.event for e in stored if isinstance(e.event, MessageStarted)), None)
         self._announced = started is not None
         if started is not None:
@@ -144,7 +146,7 @@ class Rescue(OwnedTurn):
         except GatewayError:
             return False
         if unsent:
-            self._usage = UNUSED
+            self._usage, self._vendor_key = UNUSED, None
         return unsent
 
     async def _look(self) -> Message | None:

@@ -173,7 +173,7 @@ class Turn(OwnedTurn):
         return (
             text is not None
             and 0 < len(text) <= self._room
-            and self._announced
+            and self._first_text_s is not None  # and so it was announced
             and self._allowance is None
             and item.finish_reason is None
             and not item.index
@@ -204,6 +204,8 @@ class Turn(OwnedTurn):
             if text and len(text) > self._room:
                 text, self._capped = text[: self._room], True  # no reader ever gets further than recovery steps over
             if text:
+                if self._first_text_s is None:
+                    self._first_text_s = time.monotonic()
                 self._room -= len(text)
                 events.append(TextDelta(text))
             if item.finish_reason is not None:
@@ -281,6 +283,7 @@ class Turn(OwnedTurn):
                 self.span.tell(queued_s=self.queued_s)
             self._begin_call(passage.key, resent)
             self._chat = await self._before_end(self._open(passage.key))
+            self._vendor_key = passage.key
         except GatewayError as refused:
             passage.failed(refused, unsent=True)
             self._usage = UNUSED

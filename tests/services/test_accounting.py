@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -86,6 +87,37 @@ async def test_settlement_of_a_completed_turn_is_what_the_stream_reported(
     assert (settlement.prompt_tokens, settlement.completion_tokens, settlement.total_tokens) == usage
     assert (settlement.source, settlement.state, settlement.reason) == ("reported", "completed", "stop")
     assert stage.vendor.reads == 0
+
+
+async def test_settlement_names_the_key_and_the_wait_for_the_first_text(stage: Stage) -> None:
+    """What it says of the first text is its wait, also where items without text came before; stopped before: none."""
+    started = await stage.start(await stage.conversation())
+    chat = await stage.vendor.chat()
+    chat.say(AnswerItem(message_id="m-1", run_id="r-1", role="assistant"), AnswerItem(index=1, text="not the answer"))
+    begun_s = time.monotonic()
+    while time.monotonic() < begun_s + 0.05:
+        await asyncio.sleep(0.01)
+    chat.say("Hello")
+    chat.say(" there")
+    chat.complete()
+    await until(lambda: stage.turns.running == 0)
+    settlement = await sweep_until_settled(stage, started.turn_id)
+    assert settlement.vendor_key == stage.key
+    assert settlement.first_token_s is not None
+    assert 0.05 <= settlement.first_token_s <= settlement.duration_s
+    stopped_before = await sweep_until_settled(stage, await stopped(stage, await stage.conversation()))
+    assert (stopped_before.vendor_key, stopped_before.first_token_s) == (stage.key, None)
+
+
+async def test_settlement_of_a_message_that_was_never_sent_names_no_key(stage: Stage) -> None:
+    """A turn that was stopped before its message was on its way was served by nobody."""
+    conversation = await stage.conversation()
+    stage.vendor.gate = asyncio.Event()
+    started = await stage.start(conversation)
+    await stage.turns.stop(stage.user(), started.turn_id, StopReason.USER)
+    await until(lambda: stage.turns.running == 0)
+    settlement = await sweep_until_settled(stage, started.turn_id)
+    assert (settlement.vendor_key, settlement.first_token_s, settlement.total_tokens) == (None, None, 0)
 
 
 @pytest.mark.parametrize("usage", [(5, 7, 12), (0, 0, 0)])

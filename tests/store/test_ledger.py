@@ -12,6 +12,7 @@ from gateway.core.events import Entry, LogLost, TurnStarted, TurnStopped
 from gateway.core.identity import TenantId
 from gateway.core.ledger import Due, Settlement
 from gateway.core.turn import StopReason, TurnId, Usage
+from gateway.core.vendor_keys import KeyLabel
 from gateway.store.ledger import RedisLedger
 from gateway.store.redis import Redis
 from tests.store.conftest import MakeBench
@@ -88,6 +89,28 @@ async def test_settlement_of_what_is_no_turn_is_written_once(bench: Bench) -> No
     assert outcomes == [True] + [False] * 9
     assert not await ledger.add(bench.tenant, settlement)
     assert await settled(bench) == [settlement]
+
+
+async def test_settlements_of_an_earlier_version_are_read(bench: Bench) -> None:
+    """An entry without the fields that came later stands beside one with all of them, and none of it is lost."""
+    old = (
+        b'{"turn_id":"t","conversation_id":"c","owner":"o","persona":"default","state":"stopped","reason":"user",'
+        b'"message_id":null,"prompt_tokens":1,"completion_tokens":2,"total_tokens":3,"source":"estimated",'
+        b'"duration_s":1.5,"ended_at":"2026-11-21T20:15:00.000Z"}'
+    )
+    await bench.store.call("XADD", bench.keys.settlements(), "*", "s", old)
+    full = msgspec.structs.replace(
+        bench.settlement(await bench.turn()),
+        vendor_key=KeyLabel("spare"),
+        first_token_s=0.25,
+        cost_micros=1234,
+        currency="EUR",
+    )
+    assert await ledger_of(bench.store).add(bench.tenant, full)
+    first, second = await settled(bench)
+    assert (first.turn_id, first.total_tokens, first.source) == ("t", 3, "estimated")
+    assert (first.vendor_key, first.first_token_s, first.cost_micros, first.currency) == (None, None, None, None)
+    assert second == full
 
 
 @pytest.mark.parametrize("look_up", [False, True])
