@@ -154,10 +154,11 @@ def _convert(value: object, hint: Any, key: str, base: Path) -> object:
         return kind(str(item))
 
     try:
-        return msgspec.convert(value, hint, strict=not text, dec_hook=custom)
+        found = msgspec.convert(value, hint, strict=not text, dec_hook=custom)
     except (msgspec.ValidationError, RuntimeError) as error:
         message = re.sub(r" - at `.*`$", "", str(error))
         raise SettingsError(key, message[:1].lower() + message[1:]) from None
+    return str(found) if isinstance(found, Text) else found  # encoders take no subclass of str
 
 
 def unknown(name: str, known: Iterable[str]) -> SettingsError:

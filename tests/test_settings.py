@@ -93,6 +93,7 @@ def test_load_text_values_become_their_types() -> None:
             "GATEWAY_TURNS_LEASE_S": "9.5",
             "GATEWAY_LIMITS_USER_REQUESTS_PER_MIN": "3",
             "GATEWAY_DATA_DIR": "~/x",
+            "GATEWAY_HOST": "127.0.0.2",
             "GATEWAY_LEDGER_LOOK_UP_S": "1,2.5",
             "GATEWAY_LOG_LEVEL": "debug",
             "GATEWAY_REDIS_URL": "",
@@ -105,6 +106,7 @@ def test_load_text_values_become_their_types() -> None:
     assert settings.turns.lease_s == 9.5
     assert settings.ledger.look_up_s == (1.0, 2.5)
     assert settings.logging.level == "debug"
+    assert type(settings.server.host) is str  # and no kind of it, which encoders would not take
     assert settings.redis.url is None
     assert settings.upstream.blob_hosts == ("blob.example",)
     tenant = settings.tenant_values()[settings_module.DEFAULT_TENANT]
