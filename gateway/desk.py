@@ -75,5 +75,7 @@ def _tables(settings: Settings) -> TenantTables:
         return settings.tenant_tables()
     nobody = PersonaSettings(persona_id="00000000-0000-0000-0000-000000000000")
     return TenantTables(
-        plans=settings.plans, tenants={DEFAULT_TENANT: TenantSettings(personas={DEFAULT_ALIAS: nobody})}
+        prices=settings.prices,
+        plans=settings.plans,
+        tenants={DEFAULT_TENANT: TenantSettings(personas={DEFAULT_ALIAS: nobody})},
     )

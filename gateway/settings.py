@@ -7,7 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
@@ -29,13 +29,14 @@ from gateway.options import (
     default_data_dir,
     plan_limit,
 )
+from gateway.price_options import PersonaPriceSettings, PriceSettings
 from gateway.sections import Section, SettingsError, Text, build, default_of, field_metas, plain, reason, unknown
 from gateway.tenant_options import (
     DefaultTenantSettings,
     IssuerSettings,
-    LimitSettings,
     ModelSettings,
     PersonaSettings,
+    PlanSettings,
     PromptSettings,
     TenantSettings,
 )
@@ -51,6 +52,7 @@ ENV_PREFIX = {
     "default_tenant": "GATEWAY_",
     "turns": "GATEWAY_TURNS_",
     "ledger": "GATEWAY_LEDGER_",
+    "prices": "GATEWAY_PRICES_",
     "streams": "GATEWAY_STREAMS_",
     "websocket": "GATEWAY_WEBSOCKET_",
     "sessions": "GATEWAY_SESSIONS_",
@@ -84,24 +86,25 @@ class Settings(Section, frozen=True, kw_only=True):
     default_tenant: DefaultTenantSettings = DefaultTenantSettings()
     turns: TurnSettings = TurnSettings()
     ledger: LedgerSettings = LedgerSettings()
+    prices: PriceSettings = PriceSettings()
     streams: StreamSettings = StreamSettings()
     websocket: WebSocketSettings = WebSocketSettings()
     sessions: SessionSettings = SessionSettings()
     logging: LoggingSettings = LoggingSettings()
     tracing: TracingSettings = TracingSettings()
     vendor_keys: dict[str, VendorKeySettings] = msgspec.field(default_factory=dict)
-    plans: dict[str, LimitSettings] = msgspec.field(default_factory=dict)
+    plans: dict[str, PlanSettings] = msgspec.field(default_factory=dict)
     tenants: dict[str, TenantSettings] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for label in self.vendor_keys:
             if not KEY_LABEL.fullmatch(label):
                 raise SettingsError(f"vendor_keys.{label}", f"a key's label must match {KEY_LABEL.pattern}")
-        TenantTables(plans=self.plans, tenants=self.tenants)  # which checks them
+        TenantTables(prices=self.prices, plans=self.plans, tenants=self.tenants)  # which checks them
         if self.server.tenants_file is not None:
             where = "[tenants] are in server.tenants_file"
-            for name in ("tenants", "plans"):
-                if getattr(self, name):
+            for name, unset in {"tenants": {}, "plans": {}, "prices": PriceSettings()}.items():
+                if getattr(self, name) != unset:
                     raise SettingsError(name, f"must not be written, since {where}")
         elif self.tenants:
             where = "[tenants] are written"
@@ -126,7 +129,7 @@ class Settings(Section, frozen=True, kw_only=True):
         if self.server.tenants_file is not None:
             return read_tenants(self.server.tenants_file)
         if self.tenants or (self.upstream.persona_id is None and self.server.admin_token_file is not None):
-            return TenantTables(plans=self.plans, tenants=self.tenants)
+            return TenantTables(prices=self.prices, plans=self.plans, tenants=self.tenants)
         if self.upstream.persona_id is None:
             raise SettingsError(
                 "HYPERLEAP_PERSONA_ID",
@@ -145,7 +148,7 @@ class Settings(Section, frozen=True, kw_only=True):
             moderation=default.moderation,
             vendor_keys=default.vendor_keys,
         )
-        return TenantTables(plans=self.plans, tenants={DEFAULT_TENANT: tenant})
+        return TenantTables(prices=self.prices, plans=self.plans, tenants={DEFAULT_TENANT: tenant})
 
     def tenant_values(self) -> dict[TenantId, Tenant]:
         """Return the tenants that are fixed; raises SettingsError, see ``tenant_tables``."""
@@ -231,7 +234,7 @@ def _leaves(kind: type[msgspec.Struct], at: str, env: str) -> Iterator[tuple[str
         key = f"{at}.{name}"
         if isinstance(hint, type) and issubclass(hint, Section):
             yield from _leaves(hint, key, f"{env}{name.upper()}_")
-        else:
+        elif get_origin(hint) is not dict:  # tables by name are written in the file
             yield key, ENV_SHORT.get(key, f"{env}{name.upper()}")
 
 
@@ -247,12 +250,13 @@ def reference() -> str:
         lines += ["", f"## `[{name}]`", "", (kind.__doc__ or "").strip(), ""]
         lines += ["| key | variable | default | meaning |", "| --- | --- | --- | --- |"]
         lines += [
-            f"| `{key}` | `{env}` | {default} | {text} |"
+            f"| `{key}` | {f'`{env}`' if env else '–'} | {default} | {text} |"
             for key, env, default, text in _rows(kind, name, ENV_PREFIX[name])
         ]
     tables: dict[str, type[Section]] = {
         "vendor_keys.<label>": VendorKeySettings,
-        "plans.<name>": LimitSettings,
+        "prices.personas.<alias>": PersonaPriceSettings,
+        "plans.<name>": PlanSettings,
         "tenants.<id>": TenantSettings,
         "tenants.<id>.personas.<alias>": PersonaSettings,
         "tenants.<id>.models.<alias>": ModelSettings,
@@ -273,7 +277,8 @@ def _rows(kind: type[msgspec.Struct], at: str, env: str) -> Iterator[tuple[str, 
             yield from _rows(hint, key, f"{env}{name.upper()}_")
             continue
         text = "; ".join(meta.description for meta in field_metas(kind)[name] if meta.description)
-        yield key, ENV_SHORT.get(key, f"{env}{name.upper()}"), _shown(default_of(kind, name)), text
+        variable = "" if get_origin(hint) is dict else ENV_SHORT.get(key, f"{env}{name.upper()}")
+        yield key, variable, _shown(default_of(kind, name)), text
 
 
 def _shown(default: object) -> str:

@@ -16,6 +16,7 @@ from gateway.core.identity import ALIAS, DOORS, TENANT_ID, Door
 from gateway.core.issuers import ALGORITHMS
 from gateway.core.limits import BUDGET_MAX, CONCURRENT_TURNS_MAX, LIMIT_MAX, REQUESTS_PER_MIN_MAX
 from gateway.core.vendor_keys import DEFAULT_KEY, KEY_LABEL, RING_MAX, WEIGHT_MAX, KeyLabel
+from gateway.price_options import PriceSettings
 from gateway.sections import Section, SettingsError, doc, normal_uuid, web_url
 
 
@@ -50,6 +51,12 @@ class LimitSettings(Section, frozen=True, kw_only=True):
     away_share: Annotated[
         float | None, doc("Share of each limit that one worker grants by itself then; unset: 0.25", gt=0, le=1)
     ] = None
+
+
+class PlanSettings(LimitSettings, frozen=True, kw_only=True):
+    """A plan that tenants may have: limits and budgets ([limits](limits.md)), and prices."""
+
+    prices: Annotated[PriceSettings, doc("What turns of its tenants cost")] = PriceSettings()
 
 
 class DisconnectSettings(Section, frozen=True, kw_only=True):
@@ -166,7 +173,9 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     personas: Annotated[dict[str, PersonaSettings], doc("Personas by alias, at least one")]
     origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
     anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
-    timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
+    timezone: Annotated[
+        str, doc("Zone of the days by which budgets and usage are counted, such as `Europe/Berlin`")
+    ] = "UTC"
     doors: Annotated[
         tuple[Door, ...],
         doc("Which are open of `sse`, `websocket` (native answers) and `hyperleap`, see [doors](tenants.md#doors)"),
@@ -187,6 +196,7 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     models: Annotated[dict[str, ModelSettings], doc("Models for conversations without a persona, by alias")] = (
         msgspec.field(default_factory=dict)
     )
+    prices: Annotated[PriceSettings, doc("What its turns cost")] = PriceSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,6 +219,10 @@ class TenantSettings(Section, frozen=True, kw_only=True):
         for alias, model in self.models.items():
             if models.count(model.model) > 1:  # by the name alone the vendor's records tell which it was
                 raise SettingsError(f"models.{alias}.model", "has an alias already")
+        try:
+            self.prices.check_known(known, "the tenant has no persona, model or prompt of that name")
+        except SettingsError as error:
+            raise SettingsError(f"prices.{error.key}", error.message) from None
         force_setattr(self, "origins", tuple(dict.fromkeys(normal_origin(origin) for origin in self.origins)))
         time_zone(self.timezone)
         key_ring(self.vendor_keys)
@@ -220,7 +234,9 @@ class DefaultTenantSettings(Section, frozen=True, kw_only=True):
     origins: Annotated[tuple[str, ...], doc("Web origins that may use the gateway, each `scheme://host[:port]`")] = ()
     anonymous: Annotated[bool, doc("A publishable key opens anonymous sessions from these origins")] = False
     replacements: Annotated[tuple[str, ...], doc("Template variables that a browser may set")] = ()
-    timezone: Annotated[str, doc("Zone of the calendar that budgets are counted by, such as `Europe/Berlin`")] = "UTC"
+    timezone: Annotated[
+        str, doc("Zone of the days by which budgets and usage are counted, such as `Europe/Berlin`")
+    ] = "UTC"
     doors: Annotated[
         tuple[Door, ...],
         doc("Which are open of `sse`, `websocket` (native answers) and `hyperleap`, see [doors](tenants.md#doors)"),

@@ -11,9 +11,12 @@ import msgspec
 from gateway.core.identity import Disconnect, DisconnectPolicy, Model, Moderation, Persona, Prompt, Tenant, TenantId
 from gateway.core.issuers import Issuer
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
+from gateway.core.prices import PriceTable
+from gateway.price_options import PriceSettings, price_table
 from gateway.sections import Section, SettingsError, build, reason
 from gateway.tenant_options import (
     LimitSettings,
+    PlanSettings,
     ScopeLimitSettings,
     TenantSettings,
     check_tenant_id,
@@ -25,9 +28,10 @@ TENANTS_FILE_MAX_BYTES: Final = 4_194_304
 
 
 class TenantTables(Section, frozen=True, kw_only=True):
-    """Tenants and the plans that they may have, as they are written in one place."""
+    """Tenants, the plans that they may have and the prices of all, as they are written in one place."""
 
-    plans: dict[str, LimitSettings] = msgspec.field(default_factory=dict)
+    prices: PriceSettings = PriceSettings()
+    plans: dict[str, PlanSettings] = msgspec.field(default_factory=dict)
     tenants: dict[str, TenantSettings] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -44,6 +48,21 @@ class TenantTables(Section, frozen=True, kw_only=True):
                 other = claimed.setdefault((issuer.issuer, issuer.audience), key)
                 if other != key:  # whose user would it be?
                     raise SettingsError(key, f"has the issuer and the audience of {other}")
+        self._check_prices()
+
+    def _check_prices(self) -> None:
+        """Refuse prices of aliases that no tenant has: most likely a name that was written otherwise."""
+        if not self.tenants:  # all are of the store, and may come later
+            return
+        aliases = {a for one in self.tenants.values() for a in (*one.personas, *one.models, *one.prompts)}
+        for at, prices in {
+            "prices": self.prices,
+            **{f"plans.{name}.prices": plan.prices for name, plan in self.plans.items()},
+        }.items():
+            try:
+                prices.check_known(aliases, "no tenant here has a persona, model or prompt of that name")
+            except SettingsError as error:
+                raise SettingsError(f"{at}.{error.key}", error.message) from None
 
     def check_plan(self, tenant: TenantSettings) -> None:
         """Raise SettingsError for a tenant whose plan is not among these."""
@@ -52,12 +71,14 @@ class TenantTables(Section, frozen=True, kw_only=True):
 
     def tenant(self, tenant_id: TenantId, settings: TenantSettings) -> Tenant:
         """Return the tenant that its settings and these plans make."""
-        plan = self.plans[settings.plan] if settings.plan is not None else LimitSettings()
-        return _tenant(tenant_id, settings, plan)
+        plan = self.plans[settings.plan] if settings.plan is not None else PlanSettings()
+        aliases = (*settings.personas, *settings.models, *settings.prompts)
+        prices = price_table((settings.prices, plan.prices, self.prices), aliases)
+        return _tenant(tenant_id, settings, plan, prices)
 
 
 def read_tenants(path: Path) -> TenantTables:
-    """Read a tenants file: ``[tenants.<id>]`` and ``[plans.<name>]`` as in the settings' own file, and nothing else.
+    """Read a tenants file: ``[tenants.<id>]``, ``[plans.<name>]`` and ``[prices]`` as in the settings' own file.
 
     Raises SettingsError, keyed by the file's name and the field. A file that names no tenant is refused: whoever writes
     one anew has just begun.
@@ -117,7 +138,7 @@ def _plan(own: LimitSettings, plan: LimitSettings, zone: str) -> Plan:
     )
 
 
-def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) -> Tenant:
+def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings, prices: PriceTable) -> Tenant:
     return Tenant(
         id=tenant_id,
         personas={
@@ -183,4 +204,5 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings) 
         ),
         vendor_keys=key_ring(settings.vendor_keys),
         weight=settings.weight,
+        prices=prices,
     )

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 
 from gateway import settings as settings_module
 from gateway.core.plan import Plan, ScopeLimits, StoreAway
+from gateway.core.prices import Price
 from gateway.core.tenancy import Source
 from gateway.core.vendor_keys import DEFAULT_KEY, KeyLabel, PlanLimit
 from gateway.options import ServerSettings, SessionSettings, TurnSettings
@@ -20,6 +22,8 @@ from gateway.tenant_tables import parse_tenant, read_tenants
 
 PERSONA = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
 HOME = {"HOME": "/home/someone"}
+ROW = "prompt_per_million = '1'\ncompletion_per_million = '1'\n"
+PRICES = "[prices]\ncurrency = 'EUR'\nprompt_per_million = '{}'\ncompletion_per_million = '{}'\n"
 MODEL = "[tenants.acme.models.{}]\nai_system = {}\nmodel = 'm'\n"
 TENANTS = f"""
 [tenants.acme]
@@ -265,6 +269,38 @@ def test_load_foreign_variables_are_ignored() -> None:
         (TENANTS + MODEL.format("a", 1) + "dataspaces = ['x']\n", "tenants.acme.models.a.dataspaces", "UUID"),
         (TENANTS + MODEL.format("a", 1) + "stated = ['model']\n", "tenants.acme.models.a.stated", "invalid enum"),
         ("tenants = 3\n", "tenants", "table"),
+        ("[prices]\nprompt_per_million = '1'\ncompletion_per_million = '1'\n", "prices.currency", "required"),
+        (PRICES.format("-1", "1"), "prices.prompt_per_million", "negative"),
+        (PRICES.format("1", "dear"), "prices.completion_per_million", "decimal number"),
+        (PRICES.format("1", "1").replace("'1'", "1"), "prices.prompt_per_million", "expected `str | null`"),
+        (PRICES.format("1", "1") + "per_turn = '0.0000001'\n", "prices.per_turn", "6 decimals"),
+        ("[prices]\ncurrency = 'EUR'\nprompt_per_million = '1'\n", "prices.completion_per_million", "required"),
+        ("[prices]\ncurrency = 'EUR'\nper_turn = '1'\n", "prices.prompt_per_million", "required"),
+        ("[prices]\ncurrency = 'eur'\n", "prices.currency", "three capital letters"),
+        ("[prices]\ncurrency = 'Dollars'\n", "prices.currency", "three capital letters"),
+        (
+            "[prices.personas.support]\nprompt_per_million = '1'\n",
+            "prices.personas.support.completion_per_million",
+            "required",
+        ),
+        ("[prices.personas.'a b']\n" + ROW, "prices.personas.a b", "alias"),
+        (TENANTS + "[prices]\ncurrency = 'EUR'\n[prices.personas.sales]\n" + ROW, "prices.personas.sales", "no tenant"),
+        (
+            TENANTS + "[plans.gold.prices]\ncurrency = 'EUR'\n[plans.gold.prices.personas.sales]\n" + ROW,
+            "plans.gold.prices.personas.sales",
+            "no tenant",
+        ),
+        (
+            TENANTS + "[tenants.acme.prices]\ncurrency = 'EUR'\n[tenants.acme.prices.personas.sales]\n" + ROW,
+            "tenants.acme.prices.personas.sales",
+            "the tenant has no",
+        ),
+        (
+            TENANTS + "[tenants.acme.prices.personas.support]\n" + ROW.replace("'1'", "'-1'"),
+            "tenants.acme.prices.personas.support.prompt_per_million",
+            "negative",
+        ),
+        (TENANTS + "[tenants.acme.limits.prices]\n", "tenants.acme.limits.prices", "no such setting"),
         (TENANTS + f"[upstream]\npersona_id = '{PERSONA}'\n", "upstream.persona_id", "default tenant"),
         (TENANTS + "[default_tenant]\nanonymous = true\n", "default_tenant.anonymous", "default tenant"),
     ],
@@ -559,6 +595,7 @@ def test_tenants_file_gives_the_tenants_and_plans(tmp_path: Path) -> None:
         (TENANTS + "[server]\nport = 1", "t.toml: server"),
         (TENANTS.replace("anonymous", "plan = 'gold'\nanonymous"), "t.toml: tenants.acme.plan"),
         (TENANTS.replace("anonymous", "doors = ['telex']\nanonymous"), "t.toml: tenants.acme.doors"),
+        (TENANTS + PRICES.format("-1", "1"), "t.toml: prices.prompt_per_million"),
     ],
 )
 def test_bad_tenants_file_is_refused_by_tenant_and_field(tmp_path: Path, text: str, key: str) -> None:
@@ -582,6 +619,7 @@ def test_tenants_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     [
         (TENANTS, {}, "tenants"),
         ("[plans.gold]\n", {}, "plans"),
+        ("[prices]\ncurrency = 'EUR'\n", {}, "prices"),
         ("", {"HYPERLEAP_PERSONA_ID": PERSONA}, "HYPERLEAP_PERSONA_ID"),
         ("", {"GATEWAY_ORIGINS": "https://a.example"}, "GATEWAY_ORIGINS"),
         ("", {"GATEWAY_DOORS": "sse"}, "GATEWAY_DOORS"),
@@ -610,8 +648,59 @@ def test_table_written_of_a_tenant_makes_the_same_tenant() -> None:
         "limits": {"user": {"requests_per_min": 0}, "away_share": 0.5},
         "disconnect": {"policy": "drain"},
         "issuers": {"login": {"issuer": "i", "audience": "a", "jwks_url": "https://i.example/keys"}},
+        "prices": {
+            "currency": "EUR",
+            "prompt_per_million": "2.50",
+            "completion_per_million": "10",
+            "personas": {"support": {"prompt_per_million": "0", "completion_per_million": "0", "per_turn": "0.01"}},
+        },
     }
     assert written(parse_tenant(table)) == table
+
+
+def test_tenant_values_take_each_price_whole_from_tenant_then_plan_then_all(tmp_path: Path) -> None:
+    """The most particular table that says anything of a persona holds, with its currency; nothing is mixed."""
+    text = (
+        TENANTS.replace("anonymous = true", 'plan = "gold"')
+        + """
+[tenants.acme.personas]
+sales.persona_id = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
+extra.persona_id = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
+[tenants.acme.prices]
+currency = "EUR"
+personas.sales = { prompt_per_million = "3", completion_per_million = "4", per_turn = "0.01" }
+[plans.gold.prices]
+currency = "CHF"
+personas.support = { prompt_per_million = "5", completion_per_million = "6" }
+personas.sales = { prompt_per_million = "7", completion_per_million = "8" }
+[prices]
+currency = "USD"
+prompt_per_million = "0.5"
+completion_per_million = "1.25"
+"""
+    )
+    (tenant,) = load(write(tmp_path, text), HOME).tenant_values().values()
+    assert tenant.prices.of("sales") == Price(
+        currency="EUR", prompt_micros=3_000_000, completion_micros=4_000_000, turn_micros=10_000
+    )
+    assert tenant.prices.of("support") == Price(currency="CHF", prompt_micros=5_000_000, completion_micros=6_000_000)
+    general = Price(currency="USD", prompt_micros=500_000, completion_micros=1_250_000)
+    assert tenant.prices.of("extra") == tenant.prices.of("") == general
+
+
+def test_default_tenant_is_priced_by_the_general_table() -> None:
+    """One persona and its price can be set by variables alone; without them a turn has no price."""
+    prices = {
+        "GATEWAY_PRICES_CURRENCY": "EUR",
+        "GATEWAY_PRICES_PROMPT_PER_MILLION": "2.50",
+        "GATEWAY_PRICES_COMPLETION_PER_MILLION": "10",
+    }
+    base = {**HOME, "HYPERLEAP_PERSONA_ID": PERSONA}
+    (tenant,) = load(None, base | prices).tenant_values().values()
+    assert tenant.prices.of("default") == Price(currency="EUR", prompt_micros=2_500_000, completion_micros=10_000_000)
+    assert msgspec.json.encode(tenant.prices)  # a settlement is made of it
+    assert load(None, base).tenant_values()[tenant.id].prices.of("default") is None
+    assert refused(environ=prices | {"GATEWAY_PRICES_PER_TURN": "-1"}).key == "GATEWAY_PRICES_PER_TURN"
 
 
 @pytest.mark.parametrize(

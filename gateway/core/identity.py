@@ -10,6 +10,7 @@ from typing import Final, Literal, NewType, get_args
 
 from gateway.core.issuers import Issuer
 from gateway.core.plan import Plan, ScopeLimits
+from gateway.core.prices import PriceTable
 from gateway.core.vendor_keys import DEFAULT_KEY, KeyLabel
 
 TenantId = NewType("TenantId", str)
@@ -115,6 +116,7 @@ class Tenant:
     vendor_keys: tuple[KeyLabel, ...] = (DEFAULT_KEY,)  # by which Hyperleap is asked for it; all of one workspace
     weight: int = 1  # its share of a vendor key that several tenants wait for
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
+    prices: PriceTable = field(default_factory=PriceTable)
 
     def leaving(self, disconnect: Disconnect) -> Tenant:
         """Return the same tenant with another rule for turns that nobody reads, as a door may have one."""

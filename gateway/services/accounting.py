@@ -69,12 +69,16 @@ class Accounting:
             copy = None
         usage = copied_usage(copy) if copy is not None else None
         if usage is not None:
+            price = tenant.prices.of(estimate.persona)
+            cost = price.cost_micros(usage.prompt_tokens, usage.completion_tokens) if price is not None else None
             settlement = msgspec.structs.replace(
                 estimate,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
                 total_tokens=usage.total_tokens,
                 source="read_back",
+                cost_micros=cost,
+                currency=price.currency if price is not None else None,
             )
             if estimate.turn_id in self._absent and estimate.state is TurnState.STOPPED:
                 await self._after_loss.saw_finish()

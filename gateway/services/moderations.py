@@ -138,7 +138,8 @@ def _settlement(
     begun_s: float,
     key: KeyLabel | None,
 ) -> Settlement:
-    """The vendor tells no tokens of a moderation: they are estimated."""
+    """The vendor tells no tokens of a moderation: they are estimated, and priced as tokens alone, for it is no turn."""
+    price = principal.tenant.prices.of("")
     return Settlement(
         turn_id=id_,
         conversation_id=ConversationId(""),
@@ -154,4 +155,6 @@ def _settlement(
         duration_s=round(time.monotonic() - begun_s, 3),
         ended_at=timestamp(),
         vendor_key=key,
+        cost_micros=price.cost_micros(tokens, 0, turns=0) if price is not None else None,
+        currency=price.currency if price is not None else None,
     )

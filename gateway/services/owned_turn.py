@@ -375,6 +375,7 @@ class OwnedTurn(ABC):
 
     def _settlement(self, ending: Ending) -> Settlement:
         heading, usage, first_s = self.heading, ending.usage, self._first_text_s
+        price = self.tenant.prices.of(heading.persona)
         return Settlement(
             turn_id=heading.turn_id,
             conversation_id=heading.conversation_id,
@@ -391,6 +392,8 @@ class OwnedTurn(ABC):
             ended_at=timestamp(),
             vendor_key=self._vendor_key,
             first_token_s=round(first_s - self.started_at_s, 3) if first_s is not None else None,
+            cost_micros=price.cost_micros(usage.prompt_tokens, usage.completion_tokens) if price is not None else None,
+            currency=price.currency if price is not None else None,
         )
 
     def _example(self) -> str:

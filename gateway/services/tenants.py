@@ -26,7 +26,7 @@ from gateway.telemetry import audit
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.logging import throttled
 from gateway.telemetry.metrics import Metrics
-from gateway.tenant_options import LimitSettings, TenantSettings
+from gateway.tenant_options import TenantSettings
 from gateway.tenant_tables import TenantTables, parse_tenant
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Tenants:
         self._metrics = metrics
         self._documents: dict[TenantId, _Document] = {}
         self._enrolled: dict[TenantId, Enrolled] = {}
-        self._enrolled_by: Mapping[str, LimitSettings] = {}  # the plans that they were made with
+        self._enrolled_by: tuple[object, ...] = ()  # the plans and the prices that they were made with
         self._unreadable: dict[TenantId, str] = {}
         self._loading = asyncio.Lock()
         self._look = asyncio.Event()
@@ -241,7 +241,7 @@ class Tenants:
             if fault is not None:
                 unreadable[name] = fault.key[:FIELD_MAX_CHARS]
                 throttled(logger, f"unreadable:{name}", "tenant.unreadable", tenant=name, field=unreadable[name])
-        self._enrolled, self._enrolled_by, self._unreadable = following, tables.plans, unreadable
+        self._enrolled, self._enrolled_by, self._unreadable = following, _shared(tables), unreadable
         if self._metrics is not None:
             self._metrics.know_tenants({name: sorted(known.tenant.aliases) for name, known in following.items()})
             self._metrics.limits.budgets_of(following)
@@ -262,7 +262,7 @@ class Tenants:
         if known is not None and (known.source, known.settings, self._enrolled_by) == (
             source,
             settings,
-            self._fixed.plans,
+            _shared(self._fixed),
         ):
             return known
         return Enrolled(self._fixed.tenant(name, settings), source, settings)
@@ -281,6 +281,11 @@ class Tenants:
                 async with asyncio.timeout(LOOK_S if self._hears() else DEAF_LOOK_S):
                     await self._look.wait()
                 await asyncio.sleep(GATHER_S)
+
+
+def _shared(tables: TenantTables) -> tuple[object, ...]:
+    """Return what of the tables goes into every tenant."""
+    return tables.plans, tables.prices
 
 
 def _named(names: Iterable[str]) -> list[str]:

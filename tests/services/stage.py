@@ -29,6 +29,7 @@ from gateway.core.identity import (
 )
 from gateway.core.limits import SLOT_LEASE_US
 from gateway.core.plan import Plan, ScopeLimits
+from gateway.core.prices import PriceTable
 from gateway.core.turn import AnswerItem, ChatReceiver, TurnId
 from gateway.core.vendor_keys import KeyLabel, PlanLimit
 from gateway.options import UpstreamSettings
@@ -300,6 +301,7 @@ class Stage:
         minute_us: int = MINUTE_US,
         queue_max: int = 1000,
         prompts: Mapping[str, Prompt] | None = None,
+        prices: PriceTable = PriceTable(),  # noqa: B008 - frozen
     ) -> None:
         self.vendor = vendor or PlayedVendor()
         self.store = Redis(url, timeout_s=store_timeout_s, connections=4)
@@ -326,6 +328,7 @@ class Stage:
             plan=plan or GENEROUS,
             disconnect=disconnect or Disconnect(),
             prompts=prompts or {},
+            prices=prices,
         )
         self.metrics = Metrics({self.tenant.id: list(self.tenant.personas)})
         # A vendor key is shared by all tenants: a stage has one to itself, unless its tests share it.

@@ -12,6 +12,7 @@ import pytest
 from gateway.core.conversation import ConversationId, Message
 from gateway.core.errors import Code, GatewayError
 from gateway.core.ledger import Due, Settlement
+from gateway.core.prices import Price, PriceTable
 from gateway.core.turn import AnswerItem, StopReason, TurnId, estimate_usage
 from tests.services.conftest import SetStage
 from tests.services.stage import Stage, until
@@ -159,6 +160,48 @@ async def test_settlement_of_a_refused_message_is_zero_without_a_look_up(stage: 
     settlement = await sweep_until_settled(stage, started.turn_id)
     assert (settlement.total_tokens, settlement.source, settlement.state) == (0, "estimated", "failed")
     assert stage.vendor.reads == 0
+
+
+async def test_settlement_has_the_cost_of_the_price_in_force(set_stage: SetStage) -> None:
+    """Reported, read back and estimated tokens cost what the table says of the persona; what was not taken, nothing."""
+    price = Price(currency="EUR", prompt_micros=2_500_000, completion_micros=10_000_000, turn_micros=100)
+    stage = set_stage(settle_after_s=0.001, settle_retries_s=RETRIES_S, prices=PriceTable(personas={"default": price}))
+    conversation = await stage.conversation()
+    started = await stage.start(conversation)
+    chat = await stage.vendor.chat()
+    chat.say("Hello", AnswerItem(finish_reason="stop", usage=(5, 7, 12), role="assistant"))
+    chat.end()
+    await until(lambda: stage.turns.running == 0)
+    reported = await sweep_until_settled(stage, started.turn_id)
+    assert (reported.cost_micros, reported.currency) == (13 + 70 + 100, "EUR")  # 12.5 goes up
+
+    read_back = await stopped(stage, conversation, "Hello")
+    keep(stage, conversation, Message("user", "Hi"), copied("Hello and more", (20, 30, 50)))
+    assert (await sweep_until_settled(stage, read_back)).cost_micros == 50 + 300 + 100
+
+    other = await stage.conversation()
+    estimated = await sweep_until_settled(stage, await stopped(stage, other, "Hello", message="How are you today?"))
+    guess = estimate_usage("How are you today?", "Hello")
+    assert estimated.source == "estimated"
+    assert estimated.cost_micros == price.cost_micros(guess.prompt_tokens, guess.completion_tokens) > 100
+
+    last = await stage.conversation()
+    stage.vendor.refusal = GatewayError(Code.UPSTREAM_RATE_LIMITED, vendor_status=429)
+    refused = await stage.start(last)
+    await until(lambda: stage.turns.running == 0)
+    settlement = await sweep_until_settled(stage, refused.turn_id)
+    assert (settlement.cost_micros, settlement.currency) == (0, "EUR")
+
+
+async def test_settlement_without_a_price_has_no_cost(set_stage: SetStage) -> None:
+    """What a turn costs is not known where nobody said it: that is not the same as nothing."""
+    price = Price(currency="EUR", prompt_micros=1, completion_micros=1)
+    stage = set_stage(settle_after_s=0.001, prices=PriceTable(personas={"other": price}))
+    started = await stage.start(await stage.conversation())
+    (await stage.vendor.chat()).complete("Hello")
+    await until(lambda: stage.turns.running == 0)
+    settlement = await sweep_until_settled(stage, started.turn_id)
+    assert (settlement.cost_micros, settlement.currency) == (None, None)
 
 
 async def test_settlement_never_counts_the_next_turns_tokens(stage: Stage) -> None:

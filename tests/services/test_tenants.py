@@ -12,16 +12,17 @@ import pytest
 from gateway.core.errors import Code, GatewayError
 from gateway.core.identity import TenantId
 from gateway.core.tenancy import Source
+from gateway.price_options import PriceSettings
 from gateway.services.registry import Registry
 from gateway.services.tenants import Tenants
 from gateway.store import tenants as store_module
 from gateway.store.tenants import TENANTS, RedisTenants
 from gateway.telemetry.metrics import Metrics
-from gateway.tenant_options import LimitSettings, ScopeLimitSettings
+from gateway.tenant_options import PlanSettings, ScopeLimitSettings
 from gateway.tenant_tables import TenantTables, parse_tenant
 
 PERSONA = "0b9dfb8c-6b9f-4a5e-9c3c-0123456789ab"
-GOLD = LimitSettings(user=ScopeLimitSettings(requests_per_min=7))
+GOLD = PlanSettings(user=ScopeLimitSettings(requests_per_min=7))
 ACME, FIXED = TenantId("acme"), TenantId("fixed")
 LOGIN = {"issuer": "https://login.example", "audience": "chat", "jwks_url": "https://login.example/keys"}
 
@@ -155,6 +156,19 @@ async def test_document_that_cannot_be_read_takes_nobody_down(stored_tenants: Re
     assert not tenants.registry[ACME].anonymous
 
 
+async def test_prices_of_all_reach_tenants_that_are_in_force(stored_tenants: RedisTenants) -> None:
+    """A price that changes in the file holds for every tenant without one of its own, those of the store too."""
+    tenants = tenants_on(stored_tenants)
+    await tenants.put(ACME, table())
+    assert tenants.registry[ACME].prices.of("default") is None
+    prices = PriceSettings(currency="EUR", prompt_per_million="2", completion_per_million="8")
+    tenants.fix(TenantTables(prices=prices, tenants=tables("fixed").tenants))
+    for name in (ACME, FIXED):
+        price = tenants.registry[name].prices.of("default")
+        assert price is not None
+        assert (price.currency, price.completion_micros) == ("EUR", 8_000_000)
+
+
 async def test_plan_that_the_file_drops_leaves_stored_tenants_with_what_they_had(stored_tenants: RedisTenants) -> None:
     """A change of the file is no reason to shut out a tenant of the store; it is told until it is mended."""
     tenants = tenants_on(stored_tenants)
@@ -163,7 +177,7 @@ async def test_plan_that_the_file_drops_leaves_stored_tenants_with_what_they_had
     tenants.fix(TenantTables(tenants=tables("fixed").tenants))
     assert tenants.registry[ACME] is had
     assert tenants.unreadable == {"acme": "plan"}
-    silver = LimitSettings(user=ScopeLimitSettings(requests_per_min=3))
+    silver = PlanSettings(user=ScopeLimitSettings(requests_per_min=3))
     tenants.fix(TenantTables(plans={"gold": silver}, tenants=tables("fixed").tenants))
     assert tenants.registry[ACME].plan.user.requests_per_min == 3
     assert tenants.unreadable == {}

@@ -18,6 +18,7 @@ from tests.transports.conftest import SignIn
 
 TOKEN = "0123456789abcdef0123456789abcdef-of-an-operator"
 ORIGIN = "https://new.example"
+ROW = {"prompt_per_million": "1", "completion_per_million": "1"}
 TABLE = {
     "personas": {"default": {"persona_id": PERSONA_ID}},
     "origins": [ORIGIN],
@@ -174,6 +175,23 @@ async def test_tenant_of_the_settings_is_read_only(running: Running, call: Call)
             "invalid_value",
             "limits.user.requests_per_min",
         ),
+        (
+            "PUT",
+            "/tenants/new",
+            {**TABLE, "prices": {"currency": "EUR", "prompt_per_million": "-1", "completion_per_million": "1"}},
+            422,
+            "invalid_value",
+            "prices.prompt_per_million",
+        ),
+        (
+            "PUT",
+            "/tenants/new",
+            {**TABLE, "prices": {"currency": "EUR", "personas": {"nobody": ROW}}},
+            422,
+            "invalid_value",
+            "prices.personas.nobody",
+        ),
+        ("PUT", "/tenants/new", {**TABLE, "prices": {"currency": "euro"}}, 422, "invalid_value", "prices.currency"),
         ("PUT", "/tenants/new", {**TABLE, "colour": 1}, 422, "invalid_value", "colour"),
         ("PUT", "/tenants/new", [], 422, "wrong_type", None),
         ("PUT", "/tenants/New", TABLE, 422, "invalid_value", "tenant"),

@@ -62,6 +62,18 @@ async def test_message_that_is_fine_is_judged_and_answered(start_gateway: StartG
     assert await screened(running, "passed") == 1
 
 
+async def test_moderation_costs_its_tokens_and_no_turn(start_gateway: StartGateway, sign_in: SignIn) -> None:
+    """What a tenant pays for a turn it pays once, though its message was judged before."""
+    prices = 'currency = "EUR", prompt_per_million = "1000", completion_per_million = "0", per_turn = "1"'
+    running = await start(start_gateway, lines=f"prices = {{ {prices} }}\n")
+    await (client := await sign_in(running)).complete(await client.conversation(), FINE)
+    by_reason = {one.reason: one for one in await settled(running, 2)}
+    judged, turn = by_reason["moderation"], by_reason["stop"]
+    assert judged.cost_micros == 1000 * judged.prompt_tokens > 0
+    assert turn.cost_micros == 1000 * turn.prompt_tokens + 1_000_000
+    assert judged.vendor_key == turn.vendor_key == "default"
+
+
 async def test_message_that_is_flagged_is_not_sent(start_gateway: StartGateway, sign_in: SignIn) -> None:
     """A code and the categories; no turn, no chat, no trace in the transcript, and only the moderation settled."""
     running = await start(start_gateway, limits="user = { tokens_per_min = 100_000, concurrent_turns = 1 }")
