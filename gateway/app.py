@@ -54,6 +54,7 @@ from gateway.services.threads import Threads
 from gateway.services.tickets import TicketRules, Tickets
 from gateway.services.tokens import SessionRules, SessionTokens, Signer
 from gateway.services.turns import Turns
+from gateway.services.usage import UsageService
 from gateway.services.vendor import Vendor
 from gateway.services.vendor_copy import AfterLoss, VendorCopies
 from gateway.services.vendor_gate import VendorGate
@@ -79,6 +80,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tracing import Tracing, open_tracing
 from gateway.transports import (
     admin,
+    admin_usage,
     ag_ui,
     ai_sdk,
     conversations,
@@ -88,6 +90,7 @@ from gateway.transports import (
     page,
     tickets,
     turns,
+    usage,
     websocket,
 )
 from gateway.transports.edge import EDGE, Edge, EdgeRules
@@ -336,6 +339,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         answers=Answers(log, owned, thread_store),
         chats=Chats(chat_store, owned, turns_service, subscriptions, log, pepper=secrets.pepper),
         watches=watches,
+        usage=UsageService(ledger, registry, keep_s=settings.ledger.keep_s),
         metrics=metrics,
         rules=_edge_rules(settings),
         tracing=tracing,
@@ -389,12 +393,13 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     gateway.internal[ops.READINESS] = gateway
     gateway.internal.add_routes(ops.routes)
     token = settings.server.admin_token_file
-    admin_app = admin.app(
-        edge,
-        Desk(auth=auth, sessions=sessions, enrolment=tenants),
-        read_secret(token, "GATEWAY_ADMIN_TOKEN_FILE") if token is not None else None,
-    )
-    gateway.internal.add_subapp(admin.PREFIX, admin_app)
+    desk = Desk(auth=auth, sessions=sessions, enrolment=tenants, usage=edge.usage)
+    admin_token = read_secret(token, "GATEWAY_ADMIN_TOKEN_FILE") if token is not None else None
+    for prefix, rooms in (
+        (admin.PREFIX, (admin.routes, admin_usage.routes)),
+        (admin_usage.PREFIX, (admin_usage.short_routes,)),
+    ):
+        gateway.internal.add_subapp(prefix, admin.app(edge, desk, admin_token, rooms=rooms, prefix=prefix))
     return gateway
 
 
@@ -412,7 +417,7 @@ def public_app(edge: Edge, hyperleap_services: HyperleapServices, *, with_page: 
         (ai_sdk.PATHS, ai_sdk.refusal),
         (ag_ui.PATHS, ag_ui.refusal),
     )
-    for door in (conversations, turns, tickets, websocket, chat, responses, models, ai_sdk, ag_ui, docs):
+    for door in (conversations, turns, tickets, usage, websocket, chat, responses, models, ai_sdk, ag_ui, docs):
         app.add_routes(door.routes)
     if with_page:
         app.add_routes(page.routes)

@@ -1,4 +1,4 @@
-"""The command line: ``serve``, ``demo``, ``check``, ``keys``, ``tokens``, ``tenants``, ``simulate``, ``chat``."""
+"""The command line: ``serve``, ``demo``, ``check``, ``keys``, ``tokens``, ``tenants``, ``usage``, …"""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gateway.chat.command import chat
 from gateway.commands import CONFIG, REDIS_URL, load_settings, perform
 from gateway.simulator.command import simulate
 from gateway.tenant_commands import tenants
+from gateway.usage_command import usage
 
 if TYPE_CHECKING:
     from gateway.lifecycle import OnReady
@@ -186,7 +187,7 @@ def check(config: Path | None, redis_url: str | None) -> None:
         sys.exit(1)
 
 
-for group in (keys, tokens, tenants, simulate, chat):
+for group in (keys, tokens, tenants, usage, simulate, chat):
     main.add_command(group)
 
 

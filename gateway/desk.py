@@ -19,8 +19,10 @@ from gateway.services.sessions import Sessions
 from gateway.services.tenants import Tenants
 from gateway.services.tickets import TicketRules, Tickets
 from gateway.services.tokens import SessionTokens, Signer
+from gateway.services.usage import UsageService
 from gateway.settings import DEFAULT_ALIAS, DEFAULT_TENANT, Settings
 from gateway.store.embedded import running_url
+from gateway.store.ledger import RedisLedger
 from gateway.store.redis import Redis
 from gateway.store.revocations import RedisRevocations
 from gateway.store.tenants import RedisKeys, RedisTenants
@@ -62,7 +64,14 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
     try:
         await revocations.load()
         await tenants.load()
-        yield Desk(auth=auth, sessions=Sessions(auth), enrolment=tenants)
+        yield Desk(
+            auth=auth,
+            sessions=Sessions(auth),
+            enrolment=tenants,
+            usage=UsageService(
+                RedisLedger(redis, ttl_s=settings.ledger.keep_s, retries_s=()), registry, keep_s=settings.ledger.keep_s
+            ),
+        )
     finally:
         await revocations.aclose()
         await redis.aclose()

@@ -225,7 +225,9 @@ class TurnSettings(Section, frozen=True, kw_only=True):
 class LedgerSettings(Section, frozen=True, kw_only=True):
     """What turns cost."""
 
-    keep_s: Annotated[Seconds, doc("A turn's settlement is kept this long in the store")] = 604_800.0
+    keep_s: Annotated[
+        Seconds, doc("A turn's settlement is kept this long in the store, and can be reported; 40 days unless set")
+    ] = 3_456_000.0
     look_up_s: Annotated[
         tuple[float, ...],
         doc("Tokens that a stream did not tell are looked up at Hyperleap after these waits, then estimated for good"),

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -482,6 +483,11 @@ async def test_admin_api_of_several_workers_is_served_on_the_one_internal_port(t
             assert response.status == 204
         async with asyncio.timeout(2):
             await until(lambda: held(401))
+        for address in (f"{url}/usage", f"{facts['GATEWAY_INTERNAL_URL']}/admin/usage"):
+            query = f"?from={datetime.now(UTC):%Y-%m-%d}&by=tenant"
+            async with http.get(address + query, headers=shown | {"Accept": "text/csv"}) as response:
+                assert (response.status, response.content_type) == (200, "text/csv")
+                assert (await response.text()).startswith("tenant,turns,")
         for headers, path, data, status, code in (
             ({}, "/tenants", None, 401, "credential_missing"),
             ({"Authorization": "Bearer nonsense"}, "/tenants", None, 401, "credential_invalid"),

@@ -76,3 +76,7 @@ class Ledger(Protocol):
     async def settled(self, tenant: TenantId, after: str | None, limit: int) -> list[tuple[str, Settlement]]:
         """Return a page of settlements, the oldest first, each with its cursor."""
         ...
+
+    def cursor(self, at_s: float) -> str:
+        """Return a cursor before everything that was written from a moment on (Unix time, by the store's clock)."""
+        ...

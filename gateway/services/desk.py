@@ -1,4 +1,4 @@
-"""An operator's desk: tenants, keys and tokens, as the admin API and the command line handle them."""
+"""An operator's desk: tenants, keys, tokens and usage, as the admin API and the command line handle them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gateway.sections import written
 from gateway.services.auth import Auth
 from gateway.services.sessions import Sessions, checked_user
 from gateway.services.tenants import Enrolled, Tenants
+from gateway.services.usage import UsageService
 
 NAMED_MAX: Final = 20  # tenants that an error lists
 
@@ -27,6 +28,7 @@ class Desk:
     auth: Auth
     sessions: Sessions
     enrolment: Tenants
+    usage: UsageService
 
     @property
     def tenants(self) -> Mapping[TenantId, Tenant]:

@@ -157,6 +157,18 @@ class Sessions:
             raise lost
         return Caller(principal, named=user_id is not None)
 
+    async def backend(self, credential: str) -> Tenant:
+        """Return whose secret key somebody shows: a tenant's own backend, which speaks for all of its users.
+
+        Raises GatewayError: credential_invalid, revoked, forbidden, store_unavailable.
+        """
+        if credential.startswith(TOKEN_PREFIX):
+            raise GatewayError(Code.FORBIDDEN, "This is for the tenant's backend; send its secret key.")
+        record, tenant = await self._proved(credential)
+        if record.kind is not KeyKind.SECRET:
+            raise GatewayError(Code.FORBIDDEN, "This is for the tenant's backend; send its secret key.")
+        return tenant
+
     def _open_anonymous(
         self, record: KeyRecord, tenant: Tenant, origin: str | None, ttl_s: int, visitor_id: str | None
     ) -> Session:

@@ -64,3 +64,8 @@ class RedisLedger:
             values = pairs if isinstance(pairs, dict) else dict(zip(pairs[::2], pairs[1::2], strict=True))
             found.append((text(entry_id) or "", _settlement.decode(values[b"s"])))
         return found
+
+    def cursor(self, at_s: float) -> str:
+        # Entries are named by the millisecond in which they were written and a number of 64 bits: this is the last
+        # that there can be of the millisecond before.
+        return f"{max(0, int(at_s * 1000) - 1)}-{2**64 - 1}"

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from aiohttp import hdrs, web
@@ -36,15 +37,26 @@ _KEY_ID: Final = re.compile(r"[a-z0-9]{8,32}", re.ASCII)
 routes = web.RouteTableDef()
 
 
-def app(edge: Edge, desk: Desk, token: bytes | None) -> web.Application:
-    """Build the application to be put under ``PREFIX``; without a token nothing is found there."""
+def app(
+    edge: Edge,
+    desk: Desk,
+    token: bytes | None,
+    *,
+    rooms: Sequence[web.RouteTableDef] = (routes,),
+    prefix: str = PREFIX,
+) -> web.Application:
+    """Build the application to be put under ``prefix``; without a token nothing is found there.
+
+    ``rooms`` are its routes, those of other modules among them, which find there what the caller puts under their keys.
+    """
     made = web.Application(middlewares=[observe, refuse, guard], client_max_size=edge.rules.body_max_bytes)
     made[EDGE] = edge
     made[DESK] = desk
     made[_TOKEN] = hashlib.sha256(token).digest() if token is not None else None
     made.on_response_prepare.append(_identify)
-    made.add_routes(routes)
-    edge.metrics.know_routes(f"{PREFIX}{resource.canonical}" for resource in made.router.resources())
+    for room in rooms:
+        made.add_routes(room)
+    edge.metrics.know_routes(f"{prefix}{resource.canonical}" for resource in made.router.resources())
     return made
 
 

@@ -12,13 +12,13 @@ from gateway.core.errors import Code, GatewayError
 from gateway.transports.middleware import identify, problem_response
 
 BODY_TIMEOUT_S: Final = 30.0  # of a body's arrival here; the worker has it at once then
-PASSED_ON: Final = (hdrs.AUTHORIZATION, hdrs.CONTENT_TYPE, "x-request-id", "traceparent", "tracestate")
+PASSED_ON: Final = (hdrs.AUTHORIZATION, hdrs.CONTENT_TYPE, hdrs.ACCEPT, "x-request-id", "traceparent", "tracestate")
 RELAYED_FOR: Final = "x-relayed-for"  # never passed on as it came
 PASSED_BACK: Final = frozenset(
     name.lower()
     for name in (
         *(hdrs.CONTENT_TYPE, hdrs.CACHE_CONTROL, hdrs.WWW_AUTHENTICATE, hdrs.RETRY_AFTER, hdrs.ALLOW),
-        *("x-request-id", "traceparent", "x-content-type-options"),
+        *("x-request-id", "traceparent", "x-content-type-options", "x-next-cursor"),
     )
 )
 

@@ -27,6 +27,7 @@ from gateway.services.sessions import Sessions
 from gateway.services.subscriptions import Subscriptions
 from gateway.services.threads import Threads
 from gateway.services.turns import Turns
+from gateway.services.usage import UsageService
 from gateway.services.watches import Watches
 from gateway.telemetry import audit
 from gateway.telemetry.metrics import Metrics
@@ -107,6 +108,7 @@ class Edge:
     answers: Answers
     chats: Chats
     watches: Watches
+    usage: UsageService
     metrics: Metrics
     rules: EdgeRules
     tracing: Tracing = OFF

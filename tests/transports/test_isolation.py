@@ -230,6 +230,7 @@ ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
         Attempt("/v1/ag-ui/{busy_thread}/stop", 200, of_user=True),
     ),
     ("POST", "/v1/turns/{turn_id}/stop"): (_at("/v1/turns/{turn}/stop", 200), _at("/v1/turns/{running}/stop", 200)),
+    ("GET", "/v1/usage"): "a tenant's backend alone is told, of its own tenant: tests/transports/test_usage.py",
     ("POST", "/v1/tickets"): (
         Attempt("/v1/tickets", 201, {"path": "/v1/turns/{turn}/events"}),
         Attempt("/v1/tickets", 201, {"path": "/v1/conversations/{busy}/events"}),

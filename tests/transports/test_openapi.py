@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
@@ -22,7 +23,14 @@ from tests.transports.dropin import toml
 from tests.transports.test_moderation import BAD as FLAGGED
 
 Json = dict[str, Any]
-OWN = ("x-turn-id", "x-conversation-id", "x-error-code", "x-should-retry", "x-vercel-ai-ui-message-stream")
+OWN = (
+    "x-next-cursor",
+    "x-turn-id",
+    "x-conversation-id",
+    "x-error-code",
+    "x-should-retry",
+    "x-vercel-ai-ui-message-stream",
+)
 
 
 @pytest.fixture
@@ -170,8 +178,17 @@ async def test_native_answers_have_the_members_that_are_described_and_no_other(
     described.check("GET", "/v1/conversations", await client.call("GET", "/v1/conversations"))
     described.check("POST", "/v1/tickets", await client.call("POST", "/v1/tickets", {"path": "/v1/ws"}))
     described.check("GET", "/v1/ws", await client.call("GET", "/v1/ws"))
+    for query in ("from=2000-01-01", f"from={today()}&by=day,persona,key", f"from={today()}&by=turn"):
+        described.check("GET", "/v1/usage", await backend.call("GET", f"/v1/usage?{query}"))
+    for form in ("csv", "jsonl"):
+        described.check("GET", "/v1/usage", await backend.call("GET", f"/v1/usage?from={today()}&format={form}"))
+    described.check("GET", "/v1/usage", await client.call("GET", f"/v1/usage?from={today()}"))
     statuses = [waited.status, accepted.status, busy.status, stop.status, at_the_ending.status]
     assert statuses == [200, 202, 409, 200, 204]
+
+
+def today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
 async def test_events_have_the_members_that_are_described(description: Json, client: Client) -> None:

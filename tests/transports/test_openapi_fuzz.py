@@ -19,6 +19,8 @@ pytestmark = [
 
 SESSIONS = ("--include-operation-id", "openSession", "--phases", "coverage,fuzzing")  # which no link leads to
 
+USAGE = ("--include-operation-id", "tellUsage", "--phases", "coverage,fuzzing")
+
 
 async def fuzz(running: Running, folder: Path, credential: str, *options: str) -> None:
     """Run every check of the tool against a gateway; fail with what it found.
@@ -49,6 +51,12 @@ async def test_fuzzed_backends_find_sessions_as_they_are_described(start_gateway
     """The same for what a tenant's backend asks with its secret key."""
     running = await start_gateway()
     await fuzz(running, tmp_path, running.secret_key, *SESSIONS)
+
+
+async def test_fuzzed_backends_find_usage_as_it_is_described(start_gateway: StartGateway, tmp_path: Path) -> None:
+    """And for what a backend asks of its tenant's usage."""
+    running = await start_gateway()
+    await fuzz(running, tmp_path, running.secret_key, *USAGE)
 
 
 async def test_fuzzed_pages_find_sessions_as_they_are_described(start_gateway: StartGateway, tmp_path: Path) -> None:

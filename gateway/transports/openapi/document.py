@@ -70,6 +70,7 @@ HEADERS: Final[Mapping[str, Schema]] = {
     },
     "Preference-Applied": {"description": "`respond-async`.", "schema": {"const": "respond-async"}},
     "x-turn-id": {"description": "The turn.", "schema": {"type": "string", "format": "uuid"}},
+    "x-next-cursor": {"description": "The cursor of the next page, if there is one.", "schema": TEXT},
     "x-conversation-id": {"description": "The conversation.", "schema": {"type": "string", "format": "uuid"}},
     "x-error-code": {"description": "The error's code.", "schema": {"enum": sorted(Code)}},
     "x-vercel-ai-ui-message-stream": {"description": "The protocol's version.", "schema": {"const": "v1"}},

@@ -49,6 +49,7 @@ from gateway.transports.openapi.operation import (
     Parameter,
     Schema,
 )
+from gateway.transports.openapi.usage import TELL_USAGE
 
 JSON: Final = "application/json"
 SSE: Final = "text/event-stream"
@@ -343,6 +344,7 @@ DOOR: Final = Door(
         STOP,
         FEEDBACK,
         CONNECT,
+        TELL_USAGE,
     ),
     refusals=PROBLEM,
     types=(Command, EventFrame, AckFrame | PongFrame | ErrorFrame),
