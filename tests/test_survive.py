@@ -1,6 +1,7 @@
 """Whatever happens between the browser and Hyperleap: every event once, one ending, the tokens counted once.
 
-Real processes, real signals, a real store; ``python -m tests.bench survive`` strikes the same faults harder.
+Real processes, real signals, a real store; every verdict asks the usage API, too. ``python -m tests.bench survive``
+strikes the same faults harder.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+from gateway.simulator.answers import PROMPT_OVERHEAD_TOKENS
 from tests.bench.survival.field import Load
 from tests.bench.survival.strikes import STRIKES
 from tests.bench.survival.verdict import Verdict
@@ -87,6 +89,22 @@ async def test_worker_that_stands_still_longer_than_its_lease_is_fenced() -> Non
     """Its turns are another's when it wakes: it writes nothing, and its readers follow the new owner."""
     verdict = await strike("zombie", SOME)
     assert (verdict.recovered, verdict.others) == (SOME.turns, {})
+
+
+async def test_everything_at_once_is_billed_to_the_token() -> None:
+    """Cuts, stops, a killed worker and a killed store: the usage API tells each turn once, as it was billed."""
+    verdict = await strike("storm", Load(turns=40, late_turns=8, answer_s=12.0))
+    assert verdict.turns == 48
+    assert verdict.others["failed:upstream_truncated"] == 8
+    assert 8 <= verdict.others["stopped:user"] <= 16  # one that was whole when its worker was lost is completed
+    books = verdict.books
+    assert books.settled == books.billed > 0
+    assert sum(books.sources.values()) == verdict.turns
+    assert books.sources.keys() >= {"reported", "read_back"}
+    estimates = books.sources["estimated"]
+    assert estimates >= 8
+    text_tokens = books.estimated_billed - estimates * PROMPT_OVERHEAD_TOKENS  # the bound that the ledger states
+    assert text_tokens / 4 <= books.estimated <= 2 * text_tokens + 2 * estimates
 
 
 async def test_stop_through_another_worker_reaches_the_vendor_at_once() -> None:

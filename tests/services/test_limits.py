@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,12 +24,14 @@ from gateway.core.identity import Principal, TenantId
 from gateway.core.ledger import Settlement
 from gateway.core.limits import COMPLETION_UNKNOWN, SLOT_LEASE_US
 from gateway.core.plan import Plan, ScopeLimits, StoreAway, calendar
+from gateway.core.prices import Price, PriceTable
 from gateway.core.turn import StopReason, TurnId, Usage
 from gateway.core.vendor_keys import PlanLimit
 from gateway.services import starts as starts_module
 from gateway.services.admission import TOLD, Told
 from gateway.services.allowance import CHUNK_TOKENS
 from gateway.services.starts import Started
+from gateway.services.usage import Asked, UsageService
 from gateway.store.embedded import EmbeddedValkey
 from gateway.store.redis import Keys
 from tests.services.billing import BillingVendor
@@ -220,7 +223,7 @@ class Storm:
 
 @pytest.mark.timeout(180)
 async def test_charged_tokens_equal_settled_tokens_over_a_thousand_random_turns(set_stage: SetStage) -> None:
-    """However turns end, each is settled once, budgets hold the settlements' sum, known figures are the bill's."""
+    """However turns end, each is settled once, budgets and reports hold the sum, known figures are the bill's."""
     random = Random(20261121)
     vendor = BillingVendor(random)
     amount = 10**12
@@ -229,8 +232,10 @@ async def test_charged_tokens_equal_settled_tokens_over_a_thousand_random_turns(
         user=ScopeLimits(tokens_per_month=amount, tokens_per_min=10**8, requests_per_min=10**6, concurrent_turns=10**6),
         persona=ScopeLimits(tokens_per_month=amount),
     )
-    first = set_stage(vendor=vendor, plan=plan)
-    stages = [first, set_stage(tenant=first.tenant.id, vendor=vendor, plan=plan)]
+    price = Price(currency="EUR", prompt_micros=1_234_567, completion_micros=9_876_543, turn_micros=11)
+    options: dict[str, Any] = {"vendor": vendor, "plan": plan, "prices": PriceTable(general=price)}
+    first = set_stage(**options)
+    stages = [first, set_stage(tenant=first.tenant.id, **options)]
     storm = Storm(stages, random)
     await storm.run(turns=1000, conversations=50)
     settlements = await settled(first)
@@ -245,6 +250,14 @@ async def test_charged_tokens_equal_settled_tokens_over_a_thousand_random_turns(
         if one.source in ("reported", "read_back") and known is not None:
             assert one.total_tokens == vendor.bill[known]
     total = sum(one.total_tokens for one in settlements)
+    cost = sum(price.cost_micros(one.prompt_tokens, one.completion_tokens) for one in settlements)
+    usage = UsageService(first.ledger, {first.tenant.id: first.tenant}, keep_s=1000)
+    begins = (datetime.now(UTC) - timedelta(seconds=900)).isoformat()
+    for by in ("", "outcome", "hour,user,source", "persona,key,outcome,day"):
+        rows = (await usage.report([first.tenant.id], Asked(from_=begins, by=by))).rows()
+        assert sum(row.sums.turns for row in rows) == len(settlements)
+        assert sum(row.sums.total_tokens for row in rows) == total
+        assert sum(row.sums.cost_micros or 0 for row in rows) == cost
     assert await spent(first, "tenant") == total
     assert await spent(first, "persona:default") == total
     by_user = Counter[str]()

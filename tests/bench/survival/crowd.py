@@ -51,8 +51,11 @@ class Crowd:
     def readers(self) -> list[Reader]:
         return [reader for turn in self.turns for reader in turn.readers]
 
-    async def begin(self, count: int, *, at: int | None = None) -> list[Turn]:
-        """Create conversations and start a turn in each, at one gateway or spread; returns once all are started."""
+    async def begin(self, count: int, *, at: int | None = None, words: str = "") -> list[Turn]:
+        """Create conversations and start a turn in each, at one gateway or spread; returns once all are started.
+
+        ``words`` are put to each message, as for a fault of the vendor's.
+        """
         if not self._token:
             body = {"user_id": USER, "ttl_s": TOKEN_LIFE_S}
             self._token = str((await self._post("/v1/sessions", body, key=self._secret_key))["token"])
@@ -61,7 +64,7 @@ class Crowd:
 
         async def start_some() -> None:
             for number in numbers:
-                turn = await self._prepare(number)
+                turn = await self._prepare(number, words)
                 begun.append(turn)
                 await self._start(turn, number if at is None else at)
 
@@ -116,8 +119,8 @@ class Crowd:
         first = number % len(self._urls)
         return [*self._urls[first:], *self._urls[:first]]
 
-    async def _prepare(self, number: int) -> Turn:
-        message = f"What comes after number {number}? {self._words} #seed={number}"
+    async def _prepare(self, number: int, words: str) -> Turn:
+        message = f"What comes after number {number}? {self._words} #seed={number} {words}".rstrip()
         conversation_id = str((await self._post("/v1/conversations", {}, at=number))["id"])
         # Where the two transports come in changes from turn to turn.
         kinds: list[type[Reader]] = [SseReader, SocketReader] if number // 2 % 2 else [SocketReader, SseReader]

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from tests.bench.process import ProcessDied
+from tests.bench.survival import reports
 from tests.bench.survival.crowd import Crowd, crowd
 from tests.bench.survival.site import POLL_S, Plan, Site, site
 from tests.bench.survival.verdict import Verdict, judge
@@ -37,6 +38,7 @@ class Load(msgspec.Struct, kw_only=True, frozen=True):
         return {
             "GATEWAY_TURNS_RECOVERY_TIMEOUT_S": f"{self.answer_s + 4:g}",
             "GATEWAY_LEDGER_LOOK_UP_S": f"1,4,{self.answer_s:g}",
+            **reports.SETTINGS,
         }
 
 

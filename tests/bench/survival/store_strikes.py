@@ -71,6 +71,23 @@ async def store_stop(load: Load) -> Verdict:
         return await over("store-stop", place, clients)
 
 
+async def storm(load: Load) -> Verdict:
+    """All at once: answers that the vendor cuts off, turns that users stop, a worker killed and then the store."""
+    async with struck(Plan(workers=2, own_store=False), load) as (place, clients):
+        assert place.store is not None
+        whole = list(clients.turns)
+        cut = await clients.begin(load.late_turns, words="#fault=cut:5")
+        await until(lambda: all(reader.log.ended for turn in cut for reader in turn.readers), "not cut off")
+        before, after = whole[: load.late_turns], whole[load.late_turns : 2 * load.late_turns]
+        await asyncio.gather(*(clients.stop(turn, after_s=0) for turn in before))
+        os.kill(place.workers[0], signal.SIGKILL)
+        clients.struck()
+        await asyncio.gather(*(clients.stop(turn, after_s=0) for turn in after))
+        os.kill(place.store.pid, signal.SIGKILL)
+        await place.store.open()
+        return await over("storm", place, clients)
+
+
 async def store_away(load: Load) -> Verdict:
     """The store is gone until after every answer has ended."""
     async with struck(Plan(workers=2, own_store=False), load) as (place, clients):

@@ -30,4 +30,5 @@ STRIKES: Final[dict[str, Callable[[Load], Awaitable[Verdict]]]] = {
     "lost-host": worker.lost_host,
     "zombie": worker.zombie,
     "stops": worker.stops,
+    "storm": store.storm,
 }

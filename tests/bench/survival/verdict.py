@@ -11,6 +11,7 @@ import msgspec
 
 from tests.bench.survival.books import Books, balance, settlements
 from tests.bench.survival.crowd import Crowd
+from tests.bench.survival.reports import reported
 from tests.bench.survival.site import Site
 
 
@@ -79,7 +80,9 @@ async def judge(fault: str, site: Site, crowd: Crowd, *, settled_within_s: float
             recovered += moved
             kinds[ending.kind] += not moved
     logs = [reader.log for reader in (*crowd.readers, *late)]
-    books = balance(crowd.turns, await settlements(site, crowd.turns, within_s=settled_within_s), await site.bill())
+    found = await settlements(site, crowd.turns, within_s=settled_within_s)
+    books = balance(crowd.turns, found, await site.bill())
+    wrong += await reported(site, found)
     nexts = nexts or untouched  # where nobody lost a connection or a worker, all count
     completed = kinds.pop("completed", 0)
     return Verdict(
