@@ -24,6 +24,7 @@ from gateway.services.chats import Chats
 from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
 from gateway.services.desk import Desk
+from gateway.services.export import POST_S, Exporter
 from gateway.services.feedback import FeedbackService
 from gateway.services.following import Following
 from gateway.services.holdings import Holdings
@@ -68,6 +69,7 @@ from gateway.store.gate import RedisGate
 from gateway.store.habits import RedisHabits
 from gateway.store.inbox import Inbox
 from gateway.store.ledger import RedisLedger
+from gateway.store.ledger_tap import RedisLedgerTap
 from gateway.store.limiter import RedisLimiter
 from gateway.store.prompt_runs import RedisPromptRuns
 from gateway.store.redis import Redis
@@ -110,6 +112,7 @@ from gateway.upstream.observer import KeyObserver, UpstreamObserver
 from gateway.upstream.operations import HyperleapOperations
 from gateway.upstream.pool import PoolSettings
 from gateway.upstream.rules import UpstreamRules
+from gateway.warehouse.target import Target
 
 REVOCATION_EXTRA_S: Final = 60.0  # beyond the longest token: the leeway between clocks
 
@@ -141,6 +144,7 @@ class Gateway:
     showing: Showing
     recovery: Recovery
     sweeper: Sweeper
+    exporter: Exporter | None
     inbox: Inbox
     revocations: Revocations
     hearer: Peers
@@ -160,6 +164,8 @@ class Gateway:
             self.tenants_file.open()
         self.revocations.open()
         self.sweeper.open()
+        if self.exporter is not None:
+            self.exporter.open()
 
     async def readiness(self) -> tuple[bool, dict[str, str]]:
         """What ``/readyz`` tells: ready when the worker and the store are ``ok``, else why work should go elsewhere.
@@ -182,6 +188,8 @@ class Gateway:
         await self.revocations.load()
 
     async def aclose(self) -> None:
+        if self.exporter is not None:
+            await self.exporter.aclose()
         if self.tenants_file is not None:
             await self.tenants_file.aclose()
         await self.tenants.aclose()
@@ -379,6 +387,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
             (recovery.sweep, accounting.sweep, admission.sweep, Budgets(limiter, metrics.limits).sweep, gate.sweep),
             interval_s=rules.lease_s / 2,
         ),
+        exporter=_exporter(settings, redis, worker, registry, metrics),
         inbox=inbox,
         revocations=revocations,
         hearer=Peers(roster, following, watches),
@@ -452,6 +461,28 @@ def _vendor_gate(settings: Settings, redis: Redis, worker: WorkerId, keys: KeyRi
         ),
         keys=keys,
         limit_of=limit_of,
+    )
+
+
+def _exporter(
+    settings: Settings, redis: Redis, worker: WorkerId, registry: Registry, metrics: Metrics
+) -> Exporter | None:
+    """Build what exports the ledger, where it is exported; raises SettingsError."""
+    ledger = settings.ledger
+    if ledger.url is None and ledger.url_file is None:
+        return None
+    target = Target(ledger)
+    target.require()  # an operator hears at once of what can never work
+    from gateway.warehouse.postgres import Postgres  # its driver is an extra
+
+    return Exporter(
+        RedisLedgerTap(redis, worker, post_s=POST_S, keep_s=ledger.keep_s),
+        Postgres(target),
+        registry.known,
+        metrics.ledger_export,
+        interval_s=ledger.export_interval_s,
+        batch=ledger.export_batch,
+        keep_s=ledger.keep_s,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.core.errors import GatewayError
+from gateway.core.warehouse import WarehouseError
 from gateway.secret_files import load, read
 from gateway.sections import SettingsError
 from gateway.settings import Settings
@@ -15,6 +16,7 @@ from gateway.store.redis import Redis
 from gateway.upstream.client import HyperleapClient
 from gateway.upstream.errors import ConnectFailed
 from gateway.upstream.key_files import KeyFiles, labels_of
+from gateway.warehouse.target import Target
 
 TENANTS_SHOWN: Final = 10
 
@@ -93,6 +95,23 @@ async def check_store(settings: Settings) -> Finding:
     if policy != "noeviction":
         return Finding("store", False, f"{words}: maxmemory-policy is {policy}; logs could vanish, set noeviction")
     return Finding("store", True, words)
+
+
+async def check_ledger(settings: Settings) -> Finding | None:
+    """Connect to the database that settlements are exported to, and say what is there; changes nothing in it."""
+    if settings.ledger.url is None and settings.ledger.url_file is None:
+        return None
+    target = Target(settings.ledger)
+    try:
+        address = target.require().address
+        from gateway.warehouse.postgres import Postgres  # its driver is an extra
+
+        warehouse = Postgres(target)
+        facts = await warehouse.inspect()
+        await warehouse.aclose()
+    except (SettingsError, WarehouseError) as error:
+        return Finding("ledger export", False, str(error))
+    return Finding("ledger export", True, f"{address}: {facts}")
 
 
 async def check_upstream(client: HyperleapClient, base_url: str) -> Finding:

@@ -1,4 +1,4 @@
-"""The command line: ``serve``, ``demo``, ``check``, ``keys``, ``tokens``, ``tenants``, ``usage``, …"""
+"""The command line: ``serve``, ``demo``, ``check``, ``keys``, ``tokens``, ``tenants``, ``ledger``, ``usage``, …"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gateway import __version__
 from gateway.access import keys, tokens
 from gateway.chat.command import chat
 from gateway.commands import CONFIG, REDIS_URL, load_settings, perform
+from gateway.ledger_commands import ledger
 from gateway.simulator.command import simulate
 from gateway.tenant_commands import tenants
 from gateway.usage_command import usage
@@ -145,7 +146,7 @@ def demo(
 @CONFIG
 @REDIS_URL
 def check(config: Path | None, redis_url: str | None) -> None:
-    """Validate the settings, print them without secrets, and try Redis and the upstream's TLS."""
+    """Validate the settings, print them without secrets, and try Redis, the ledger's PostgreSQL, the upstream."""
     from rich.console import Console
     from rich.table import Table
 
@@ -167,11 +168,13 @@ def check(config: Path | None, redis_url: str | None) -> None:
     async def run() -> list[checks.Finding]:
         client = upstream_client(settings, vendor_key_ring(settings), None)
         try:
+            ledger = await checks.check_ledger(settings)
             return [
                 *keys,
                 checks.check_tenants(settings),
                 checks.check_secrets(settings),
                 await checks.check_store(settings),
+                *([ledger] if ledger is not None else []),
                 await checks.check_upstream(client, settings.upstream.base_url),
             ]
         finally:
@@ -187,7 +190,7 @@ def check(config: Path | None, redis_url: str | None) -> None:
         sys.exit(1)
 
 
-for group in (keys, tokens, tenants, usage, simulate, chat):
+for group in (keys, tokens, tenants, ledger, usage, simulate, chat):
     main.add_command(group)
 
 

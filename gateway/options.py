@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from gateway.core.vendor_keys import PlanLimit
+from gateway.ledger_url import LedgerUrl
 from gateway.sections import Count, Port, Seconds, Secret, Section, SettingsError, doc, normal_uuid, web_url
 from gateway.store_url import StoreUrl
 
@@ -232,11 +233,37 @@ class LedgerSettings(Section, frozen=True, kw_only=True):
         tuple[float, ...],
         doc("Tokens that a stream did not tell are looked up at Hyperleap after these waits, then estimated for good"),
     ] = (2.0, 15.0, 60.0)
+    url: Annotated[
+        Secret | None,
+        doc(
+            "PostgreSQL to which settlements are [exported](postgres.md):"
+            " `postgresql://user:password@host[:port][,host:port…]/database`; unset: no export"
+        ),
+    ] = None
+    url_file: Annotated[
+        Path | None, doc("File that holds this URL, such as a mounted secret; read anew for every connection")
+    ] = None
+    schema: Annotated[str, doc("Schema of that database that the gateway makes its tables in")] = "hyperleap"
+    export_interval_s: Annotated[Seconds, doc("Settlements are exported this often", le=10)] = 2.0
+    export_batch: Annotated[int, doc("Settlements that are exported in one transaction", ge=1, le=10_000)] = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.url is not None:
+            if self.url_file is not None:
+                raise SettingsError("url_file", "is given together with url; give one of them")
+            try:
+                LedgerUrl.parse(self.url.reveal())
+            except ValueError as error:
+                raise SettingsError("url", str(error)) from None
+        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", self.schema) or self.schema.startswith("pg_"):
+            raise SettingsError("schema", "must be a plain name in lower case that does not begin with pg_")
         if not self.look_up_s or not all(0 < wait_s < math.inf for wait_s in self.look_up_s):
             raise SettingsError("look_up_s", "must be one or more waits, each above 0")
+
+    def address(self) -> str | None:
+        """Return the URL without user, password and query, fit for printing."""
+        return None if self.url is None else LedgerUrl.parse(self.url.reveal()).address
 
 
 class StreamSettings(Section, frozen=True, kw_only=True):

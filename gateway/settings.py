@@ -161,9 +161,10 @@ class Settings(Section, frozen=True, kw_only=True):
         return plan_limit(own.plan_limit if own is not None and own.plan_limit else self.upstream.plan_limit)
 
     def effective(self) -> dict[str, Any]:
-        """Return the tree as plain values for printing, secrets masked, a Redis URL without its password."""
+        """Return the tree as plain values for printing, secrets masked, URLs of servers without their passwords."""
         tree: dict[str, Any] = plain(self)
         tree["redis"]["url"] = self.redis.address()
+        tree["ledger"]["url"] = self.ledger.address()
         return tree
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from gateway.store.embedded import EmbeddedValkey
 from gateway.store.redis import Redis
 from gateway.store.tenants import TENANTS, RedisTenants
 from gateway.transports.refusals import EdgeRunner
+from tests.postgres import PASSWORD, PostgresServer, opened_postgres
 from tests.spills import Spills
 from tests.strays import strays
 
@@ -36,7 +37,12 @@ SECRETS = SecretKeys(pepper=b"pepper-of-the-tests-32-bytes-long", signing_key=b"
 # --- what a whole run must not leave: each process looks on, the one that started them all fails --------------------
 
 spills = Spills(
-    {"the vendor key": VENDOR_KEY.encode(), "the pepper": SECRETS.pepper, "the signing key": SECRETS.signing_key}
+    {
+        "the vendor key": VENDOR_KEY.encode(),
+        "the pepper": SECRETS.pepper,
+        "the signing key": SECRETS.signing_key,
+        "PostgreSQL's password": PASSWORD.encode(),
+    }
 )
 FINDINGS = pytest.StashKey[list[str]]()
 
@@ -92,6 +98,25 @@ def store_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
     finally:
         loop.run_until_complete(valkey.aclose())
         loop.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL of the test run's own; each test makes a database of its own (``await postgres.database()``)."""
+    context = opened_postgres()
+    with asyncio.Runner() as runner:
+        server = runner.run(context.__aenter__())
+        try:
+            yield server
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def own_postgres() -> AsyncIterator[PostgresServer]:
+    """A PostgreSQL that belongs to one test, to be killed, stopped or made read-only by it."""
+    async with opened_postgres() as server:
+        yield server
 
 
 @pytest.fixture

@@ -244,6 +244,13 @@ def test_load_foreign_variables_are_ignored() -> None:
         (TENANTS.replace("anonymous = true", "weight = 101"), "tenants.acme.weight", "at most 100"),
         ("[ledger]\nlook_up_s = []\n", "ledger.look_up_s", "one or more"),
         ("[ledger]\nlook_up_s = [2.0, 0.0]\n", "ledger.look_up_s", "above 0"),
+        ("[ledger]\nurl = 'mysql://u:p@db/x'\n", "ledger.url", "postgresql://"),
+        ("[ledger]\nurl = 'postgresql://u:p@db'\n", "ledger.url", "database"),
+        ("[ledger]\nurl = 'postgresql://u:p@db/x'\nurl_file = 'f'\n", "ledger.url_file", "one of them"),
+        ("[ledger]\nschema = 'a b'\n", "ledger.schema", "plain name"),
+        ("[ledger]\nschema = 'pg_usage'\n", "ledger.schema", "pg_"),
+        ("[ledger]\nexport_batch = 0\n", "ledger.export_batch", "at least 1"),
+        ("[ledger]\nexport_interval_s = 0\n", "ledger.export_interval_s", "above 0"),
         ("[logging]\nlevel = 'loud'\n", "logging.level", "invalid enum"),
         ("[default_tenant]\norigins = ['*']\n", "default_tenant.origins", "wildcard"),
         ("[tenants.Acme]\n", "tenants.Acme.personas", "required"),
@@ -408,8 +415,11 @@ def test_origin_that_is_none_is_refused(given: str) -> None:
 
 
 def test_secret_is_masked_everywhere(tmp_path: Path) -> None:
-    """No repr, str, format or printed tree shows a secret, and a Redis URL loses its password."""
-    config = write(tmp_path, "[upstream]\napi_key = 'hl-very-secret'\n")
+    """No repr, str, format or printed tree shows a secret, and the URLs of servers lose their passwords."""
+    config = write(
+        tmp_path,
+        "[upstream]\napi_key = 'hl-very-secret'\n[ledger]\nurl = 'postgresql://me:very-secret@db/usage?sslmode=require'\n",
+    )
     settings = load(config, {**HOME, "GATEWAY_REDIS_URL": "rediss://me:very-secret@cache:6379/2?password=very-secret"})
     key = settings.upstream.api_key
     assert key is not None
@@ -418,6 +428,7 @@ def test_secret_is_masked_everywhere(tmp_path: Path) -> None:
     for shown in (repr(settings), str(settings), f"{key}", f"{key!r}", str(settings.effective())):
         assert "very-secret" not in shown
     assert settings.effective()["redis"]["url"] == "rediss://cache:6379/2"
+    assert settings.effective()["ledger"]["url"] == "postgresql://db:5432/usage"
     assert settings.effective()["upstream"]["api_key"] == "********"
 
 

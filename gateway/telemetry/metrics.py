@@ -25,6 +25,7 @@ from gateway.telemetry.enrolment import EnrolmentMetrics
 from gateway.telemetry.exposition import Scrape
 from gateway.telemetry.families import Axis, Buckets, Families, Family
 from gateway.telemetry.labels import Labels
+from gateway.telemetry.ledger_export import LedgerExportMetrics
 from gateway.telemetry.limits import LimitMetrics
 from gateway.telemetry.store import StoreMetrics
 from gateway.telemetry.turns import SHORT_SECONDS, TurnMetrics
@@ -53,6 +54,7 @@ class Metrics:
         self.limits = limits = LimitMetrics(make, labels)
         self.store = store = StoreMetrics(make)
         self.upstream = UpstreamMetrics(make)
+        self.ledger_export = LedgerExportMetrics(make)
         self.vendor_keys = VendorKeyMetrics(make)
         self.vendor_gate = VendorGateMetrics(make, self.vendor_keys, labels)
         self.enrolment = enrolment = EnrolmentMetrics(make)

@@ -1,0 +1,1 @@
+SELECT tenant, entry, turn_id FROM {schema}.marks
