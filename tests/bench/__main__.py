@@ -17,6 +17,7 @@ import click
 from gateway.store.embedded import EmbeddedError
 from tests.bench import admit as admit_bench
 from tests.bench import doors as doors_bench
+from tests.bench import export as export_bench
 from tests.bench import layouts as layouts_bench
 from tests.bench import profile as profiler
 from tests.bench import survive as survive_bench
@@ -122,6 +123,18 @@ def doors(
         json_path.write_bytes(report.as_json())
     if report.wrong:
         sys.exit(1)
+
+
+@main.command()
+@click.option("--settlements", type=click.IntRange(100, 1_000_000), default=50_000, show_default=True)
+@click.option("--tenants", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--batch", type=click.IntRange(1, 10_000), default=500, show_default=True, help="ledger.export_batch")
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True)
+def export(settlements: int, tenants: int, batch: int, rounds: int) -> None:
+    """Export a ledger to PostgreSQL and tell what that costs; needs Debian's postgresql."""
+    for _ in range(rounds):
+        with asyncio.Runner(loop_factory=fast_loop()) as runner:
+            click.echo(str(runner.run(export_bench.run(settlements, tenants, batch))))
 
 
 @main.command()
