@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -34,7 +34,9 @@ KEYLESS: Final = frozenset(
 class Cluster:
     """The masters of a Cluster, one node each. Until their map has been read, the nodes of the URL tell the way."""
 
-    def __init__(self, url: StoreUrl, *, timeout_s: float, connections: int) -> None:
+    def __init__(self, url: StoreUrl, *, timeout_s: float, connections: int, succeeded: Callable[[], None]) -> None:
+        """``succeeded`` is called when a node that failed has lost slots to another one."""
+        self._succeeded = succeeded
         self._seeds = url.hosts
         self._name = url.address
         self._dialler = Dialler(url, timeout_s=timeout_s)
@@ -143,12 +145,15 @@ class Cluster:
     def _own(self, first: int, last: int, owner: Node) -> None:
         """Give slots to a node. It inherits when they last failed: their keys were as unreachable under its name."""
         before = {node for node in set(self._owners[first : last + 1]) if node is not None and node is not owner}
-        for node in before:
-            if node.failed_at_s is not None and node.failed_at_s > (owner.failed_at_s or 0):
+        failed = [node for node in before if node.failed_at_s is not None]
+        for node in failed:
+            if (node.failed_at_s or 0) > (owner.failed_at_s or 0):
                 owner.failed_at_s, owner.failure = node.failed_at_s, node.failure
         if before:
             throttled(logger, "store.slots_moved", level=logging.INFO, now=owner.name)
         self._owners[first : last + 1] = [owner] * (last + 1 - first)
+        if failed:
+            self._succeeded()
 
     def _node(self, address: Address) -> Node:
         node = self._nodes.get(address)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import resources
 from typing import Any, Final
+from weakref import WeakSet
 
 from hiredis import pack_command
 from redis.exceptions import AskError, MovedError, NoScriptError
@@ -146,7 +147,9 @@ class Redis:
         """
         where = StoreUrl.parse(url)
         kind = Cluster if where.topology == "cluster" else Alone
-        self._servers: Alone | Cluster = kind(where, timeout_s=timeout_s, connections=connections)
+        self._servers: Alone | Cluster = kind(
+            where, timeout_s=timeout_s, connections=connections, succeeded=self._succeeded
+        )
         self._routed = kind is Cluster
         self._timeout_s = timeout_s
         self._observer = observer
@@ -157,6 +160,9 @@ class Redis:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failed_at_s: float | None = None
         self._noted_at_s: float | None = None
+        self._subscribers: WeakSet[Subscriber] = WeakSet()
+        # Called when a server that was away answers again, or another one is in its place, and may have lost its end.
+        self.on_return: Callable[[], None] = lambda: None
 
     async def aclose(self) -> None:
         """Wait for the commands under way, then close the connections."""
@@ -190,7 +196,9 @@ class Redis:
         It waits for messages as long as it is told to, and raises when its connection is lost: see there for what
         the caller must do then.
         """
-        return Subscriber(self._servers.connect, timeout_s=self._timeout_s)
+        subscriber = Subscriber(self._servers.connect, timeout_s=self._timeout_s)
+        self._subscribers.add(subscriber)
+        return subscriber
 
     async def server_facts(self) -> dict[str, str]:
         """Return what ``INFO`` tells of the server, the master, or one node of a Cluster (``redis_version`` …)."""
@@ -298,15 +306,25 @@ class Redis:
                 self._on_break()
             node.fail(error, trial=trial)
         else:
-            if node.breaker.is_open:
-                throttled(logger, "store.recovered", level=logging.INFO, store=node.name)
+            was_away = node.breaker.is_open
             node.breaker.succeed()
+            if was_away:
+                throttled(logger, "store.recovered", level=logging.INFO, store=node.name)
+                self.on_return()
             if troubles:
                 error = troubles[0]
                 node.note_failure(error)
         if error is not None:
             self._failed_at_s = time.monotonic()
             throttled(logger, "store.failed", error=error, store=node.name)
+
+    def _succeeded(self) -> None:
+        """Another server is in the place of one that failed or was replaced; what that one had last may be lost."""
+        self._failed_at_s = time.monotonic()
+        if not self._routed:  # in a Cluster a subscriber listens wherever it is, and hears by itself if that is lost
+            for subscriber in tuple(self._subscribers):
+                subscriber.cut()
+        self.on_return()
 
 
 def text(value: Any) -> str | None:

@@ -24,6 +24,12 @@ class Subscriber(PubSub):
     def __init__(self, connect: Connect, *, timeout_s: float) -> None:
         super().__init__(_OwnConnection(connect, timeout_s=timeout_s), push_handler_func=_given)
 
+    def cut(self) -> None:
+        """Lose the connection, as if the peer had closed it: the read under way, or the next one, raises."""
+        connection: Any = self.connection
+        if connection is not None and connection._writer is not None:
+            connection._writer.transport.abort()
+
     async def aclose(self) -> None:
         """Close the connection; never waits for the peer."""
         await super().aclose()  # type: ignore[no-untyped-call]  # redis-py's

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -13,6 +14,7 @@ from redis.exceptions import ConnectionError as ConnectionLost
 
 from gateway.store.connections import AWAY, Dialler, ask, give_up
 from gateway.store.node import Node
+from gateway.store.succession import Succession
 from gateway.store.waiting import Call
 from gateway.store_url import Address, StoreUrl
 from gateway.telemetry.logging import throttled
@@ -25,10 +27,15 @@ SENTINELS_SHARE: Final = 1 / 3  # of a call's time, for Sentinels that do not an
 class Alone:
     """One server, or one master: every command goes to the same node."""
 
-    def __init__(self, url: StoreUrl, *, timeout_s: float, connections: int) -> None:
+    def __init__(self, url: StoreUrl, *, timeout_s: float, connections: int, succeeded: Callable[[], None]) -> None:
+        """``succeeded`` is called when the Sentinels have made another master."""
         dialler = Dialler(url, timeout_s=timeout_s)
+        self._succeeded = succeeded
+        self._master: Master | None = None
         if url.topology == "sentinel":
-            master = Master(url, dialler, patience_s=timeout_s * SENTINELS_SHARE)
+            self._master = master = Master(
+                url, dialler, patience_s=timeout_s * SENTINELS_SHARE, replaced=self._master_replaced
+            )
             self.connect, forget = master.connect, master.forget
         else:
             address = url.hosts[0] if url.hosts else None
@@ -50,29 +57,50 @@ class Alone:
         return None
 
     async def aclose(self) -> None:
+        if self._master is not None:
+            await self._master.aclose()
         self._node.drop_idle()
+
+    def _master_replaced(self) -> None:
+        """Leave a server that is the master no more, however well it answers."""
+        self._node.note_failure(ConnectionLost("the Sentinels have made another master"))
+        self._node.drop_idle()
+        self._succeeded()
 
 
 class Master:
-    """The master of a service as its Sentinels tell it. Once found it is kept until ``forget``."""
+    """The master of a service as its Sentinels tell it. Once found it is kept until ``forget``, or until it is another.
 
-    def __init__(self, url: StoreUrl, dialler: Dialler, *, patience_s: float) -> None:
+    ``replaced`` is called when there is another master than before, whether that was asked for or told unasked.
+    """
+
+    def __init__(self, url: StoreUrl, dialler: Dialler, *, patience_s: float, replaced: Callable[[], None]) -> None:
         self._sentinels = url.hosts
         self._service = url.service
         self._dialler = dialler
         self._sentinel_dialler = dialler.for_sentinels(url)
         self._patience_s = patience_s
         self._address: Address | None = None
-        self._named: Address | None = None  # the last one, for the log
+        self._named: Address | None = None  # the last one that was, also while it is away
         self._finding = asyncio.Lock()
+        self._replaced = replaced
+        self._looking: asyncio.Task[None] | None = None
+        self._succession = Succession(
+            *(url.hosts, url.service, self._sentinel_dialler),
+            timeout_s=patience_s,
+            on_switch=self._follow,
+            on_heard=self._look,
+        )
 
     async def connect(self) -> AbstractConnection:
         """Return a new connection to the master. Raises one of AWAY, then the next call asks the Sentinels anew."""
+        self._succession.open()
         try:
             async with self._finding:
                 address = self._address
                 if address is None:
-                    address = self._address = await self._find()
+                    address = await self._find()
+                    self._follow(address)
             connection = await self._dialler.dial(address)
             try:
                 role = (await ask(connection, "ROLE"))[0]
@@ -88,6 +116,28 @@ class Master:
 
     def forget(self) -> None:
         self._address = None
+
+    async def aclose(self) -> None:
+        await self._succession.aclose()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+    def _follow(self, address: Address) -> None:
+        """Take in which server is the master, whoever said it; tell when it is another than before."""
+        before, self._named, self._address = self._named, address, address
+        if before is not None and before != address:
+            throttled(logger, "store.master_changed", level=logging.INFO, was=str(before), now=str(address))
+            self._replaced()
+
+    def _look(self) -> None:
+        """See whether the master was replaced while a Sentinel could not be heard."""
+        if self._named is not None and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.get_running_loop().create_task(self._look_again())
+
+    async def _look_again(self) -> None:
+        with contextlib.suppress(*AWAY):
+            self._follow(await self._find())
 
     async def _find(self) -> Address:
         """Ask all Sentinels at once and believe the newest election that any of them knows of."""
@@ -106,11 +156,7 @@ class Master:
             raise ConnectionLost(f"no Sentinel names a master of {self._service!r}: {told}") from next(
                 iter(errors), None
             )
-        address = max(live)[1]
-        if self._named is not None and address != self._named:
-            throttled(logger, "store.master_changed", level=logging.INFO, was=str(self._named), now=str(address))
-        self._named = address
-        return address
+        return max(live)[1]
 
     async def _ask(self, sentinel: Address) -> tuple[int, Address, bool]:
         """Return the election's number, the master's address, and whether this Sentinel thinks that it is down."""

@@ -27,7 +27,7 @@ import redis.asyncio as redis_asyncio
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from gateway.store.embedded import LAUNCH, find_servers
+from gateway.store.embedded import LAUNCH, Server, find_servers
 
 HOST = "127.0.0.1"
 SERVICE = "chat"
@@ -65,6 +65,12 @@ class Instance:
             self.process.kill()
         self.process.wait()
 
+    async def fall_behind(self) -> None:
+        """As a replica, lose the link to the master for good: what is written from now on is the master's alone."""
+        await self.ask("CONFIG", "SET", "masteruser", "nobody")
+        await self.ask("CONFIG", "SET", "masterauth", "wrong")
+        await self.ask("CLIENT", "KILL", "TYPE", "master")
+
     def pause(self) -> None:
         """Make it hang: it keeps its connections and says nothing."""
         self.process.send_signal(signal.SIGSTOP)
@@ -76,20 +82,21 @@ class Instance:
 class Setup:
     """Some servers that belong together, and the ``url`` for a gateway."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, program: Server | None = None) -> None:
+        """``program`` is what to start; None: the best that there is."""
         self.url = ""
         self.servers: list[Instance] = []
         self._directory = directory
+        self._program = program
 
     def start(self, *arguments: str, config: str | None = None) -> Instance:
         """Start a server on a free port; ``config`` is the text of a file that it may rewrite."""
-        servers = find_servers()
-        if not servers:
-            pytest.skip("no server on this machine")
+        if self._program is None:
+            self._program = next(iter(find_servers()), None) or pytest.skip("no server on this machine")
         port = free_port()
         place = self._directory / str(port)
         place.mkdir(parents=True)
-        command = [str(servers[0].path)]
+        command = [str(self._program.path)]
         if config is not None:
             (place / "server.conf").write_text(config.format(port=port), "utf-8")
             command.append(str(place / "server.conf"))
@@ -155,6 +162,27 @@ class SentinelSetup(Setup):
         master.kill()
         return master
 
+    async def replica(self) -> Instance:
+        """Return the one that is not the master."""
+        master = await self.master()
+        return next(server for server in self.data if server is not master)
+
+    async def demote_master(self) -> Instance:
+        """Fail over on request, as before maintenance; return the old master, which lives on as a replica."""
+        master = await self.master()
+        await self.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE)
+        return master
+
+    async def replaced(self, old: Instance) -> Instance:
+        """Wait until most Sentinels name another master that is one; return it."""
+
+        async def other() -> bool:
+            new = await self.master()
+            return new is not old and await _says(new, "role:master")
+
+        await until(other, self.servers, within_s=FAILOVER_MAX_S)
+        return await self.master()
+
     async def _sees_all(self, sentinel: Instance) -> bool:
         state = await sentinel.ask("SENTINEL", "MASTER", SERVICE)
         table = dict(zip(state[::2], state[1::2], strict=True))
@@ -164,8 +192,8 @@ class SentinelSetup(Setup):
 class ClusterSetup(Setup):
     """Three masters, the first ``replicas`` of them with a replica. A dead node's slots are missed by nobody else."""
 
-    def __init__(self, directory: Path, replicas: int) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, replicas: int, program: Server | None = None) -> None:
+        super().__init__(directory, program)
         self.replicas = replicas
         self.masters: list[Instance] = []
 
@@ -208,11 +236,31 @@ class ClusterSetup(Setup):
                 return next(server for server in self.servers if server.port == master[1])
         raise AssertionError(f"nobody has slot {slot}")
 
+    async def replica_of(self, node: Instance) -> Instance:
+        """Return a master's replica."""
+        (line,) = await node.ask("CLUSTER", "REPLICAS", await node.ask("CLUSTER", "MYID"))
+        port = int(line.split()[1].partition("@")[0].rpartition(":")[2])
+        return next(server for server in self.servers if server.port == port)
+
     async def kill_node_of(self, key: str) -> Instance:
         """Kill the master that has a key's slot; return it."""
         node = await self.node_of(key)
         node.kill()
         return node
+
+    async def replaced(self, key: str, old: Instance) -> Instance:
+        """Wait until a live node says that a key's slot is another's; return that one."""
+        witness = next(server for server in self.masters if server is not old)
+        slot = key_slot(key.encode())
+
+        async def other() -> bool:
+            return any(
+                first <= slot <= last and master[1] != old.port
+                for first, last, master, *_ in await witness.ask("CLUSTER", "SLOTS")
+            )
+
+        await until(other, self.servers, within_s=FAILOVER_MAX_S)
+        return await self.node_of(key)
 
     def tenant_on(self, number: int, nth: int = 0) -> str:
         """Return a tenant whose slot lay at first on this master (0, 1 or 2); another one for each ``nth``."""
@@ -231,6 +279,35 @@ class ClusterSetup(Setup):
         for node in (target, source):
             await node.ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
+    async def migrate_slot_of(self, key: str, target: Instance, *, keys_at_once: int = 10, pause_s: float = 0) -> int:
+        """Move a slot key by key, as ``redis-cli --cluster reshard`` does; return how many keys went.
+
+        ``pause_s`` after each MIGRATE stands for a slot with more keys.
+        """
+        slot, target_id = key_slot(key.encode()), await target.ask("CLUSTER", "MYID")
+        source = await self.node_of(key)
+        await target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", await source.ask("CLUSTER", "MYID"))
+        await source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+        moved = 0
+        while names := await source.ask("CLUSTER", "GETKEYSINSLOT", slot, keys_at_once):
+            await source.ask("MIGRATE", HOST, target.port, "", 0, 5000, "KEYS", *names)
+            moved += len(names)
+            await asyncio.sleep(pause_s)
+        for node in (target, source, *(node for node in self.masters if node not in (target, source))):
+            await node.ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+        return moved
+
+    async def migrate_slot_at_once(self, key: str, target: Instance) -> None:
+        """Move a slot as a whole, which Valkey can from 9 on."""
+        slot, target_id = key_slot(key.encode()), await target.ask("CLUSTER", "MYID")
+        source = await self.node_of(key)
+        await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target_id)
+
+        async def gone() -> bool:
+            return await self.node_of(key) is target
+
+        await until(gone, self.servers)
+
     async def _knows_replicas(self, node: Instance) -> bool:
         return str(await node.ask("CLUSTER", "NODES")).count("slave") == self.replicas
 
@@ -247,9 +324,11 @@ async def sentinel_setup(directory: Path) -> AsyncIterator[SentinelSetup]:
 
 
 @asynccontextmanager
-async def cluster_setup(directory: Path, *, replicas: int = 3) -> AsyncIterator[ClusterSetup]:
+async def cluster_setup(
+    directory: Path, *, replicas: int = 3, program: Server | None = None
+) -> AsyncIterator[ClusterSetup]:
     """Start a Cluster of three masters; those with a replica can fail over."""
-    setup = ClusterSetup(directory, replicas)
+    setup = ClusterSetup(directory, replicas, program)
     try:
         await setup.open()
         yield setup

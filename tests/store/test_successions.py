@@ -1,0 +1,134 @@
+"""What becomes of calls and of those who must know, when one server takes the place of another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError
+
+from gateway.core.errors import GatewayError
+from gateway.store.redis import Redis
+from tests.store.topologies import FAILOVER_MAX_S, cluster_setup, sentinel_setup, until
+
+TIMEOUT_S = 1.0
+
+
+@asynccontextmanager
+async def opened(url: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[Redis]:
+    store = Redis(url, timeout_s=timeout_s, connections=4)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+class Returns:
+    """Hears that a server, or its successor, is back."""
+
+    def __init__(self, store: Redis) -> None:
+        self.heard = asyncio.Event()
+        store.on_return = self.heard.set
+
+    async def one(self) -> None:
+        async with asyncio.timeout(FAILOVER_MAX_S):
+            await self.heard.wait()
+
+
+async def answered(store: Redis, *command: str) -> Any:
+    """Ask until the store is there."""
+    reply: list[Any] = []
+
+    async def there() -> bool:
+        try:
+            reply[:] = [await store.call(*command)]
+        except GatewayError:
+            return False
+        return True
+
+    await until(there, within_s=FAILOVER_MAX_S)
+    return reply[0]
+
+
+# --- Sentinel -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_sentinel_master_that_was_demoted_gets_no_more_writes(tmp_path: Path) -> None:
+    """Once there is another master the old one is left, though it answers as a master still and nothing has failed."""
+    async with sentinel_setup(tmp_path) as setup, opened(setup.url) as store:
+        returns = Returns(store)
+        await store.call("SET", "hg:{t}:n", 1)
+        pubsub = store.pubsub()
+        await pubsub.subscribe("x")
+        assert await pubsub.get_message(timeout=5) is not None
+        old = await setup.demote_master()
+        new = await setup.replaced(old)
+        await returns.one()
+        assert (await old.ask("ROLE"))[0] == "master"
+        assert await answered(store, "INCR", "hg:{t}:n") == 2
+        assert await new.ask("GET", "hg:{t}:n") == "2"
+        assert await old.ask("GET", "hg:{t}:n") == "1"
+        with pytest.raises((RedisError, OSError)):  # it would hear of nothing there
+            await pubsub.get_message(ignore_subscribe_messages=True, timeout=5)
+        await pubsub.aclose()
+        for healthy_s in (store.healthy_s(), store.healthy_s("hg:{t}:n")):
+            assert healthy_s < FAILOVER_MAX_S  # leases get the time that they need after a failover
+
+
+@pytest.mark.slow
+async def test_sentinel_master_that_hangs_is_left_by_its_subscriber_too(tmp_path: Path) -> None:
+    """A subscriber at a master that stands still would wait for ever; it is cut once there is another."""
+    async with sentinel_setup(tmp_path) as setup, opened(setup.url) as store:
+        await store.call("SET", "hg:{t}:n", 1)
+        pubsub = store.pubsub()
+        await pubsub.subscribe("x")
+        assert await pubsub.get_message(timeout=5) is not None
+        old = await setup.master()
+        old.pause()
+        with pytest.raises(GatewayError):  # that it is away is known, and so where it was is forgotten
+            await store.call("GET", "hg:{t}:n")
+        await setup.replaced(old)
+        assert await answered(store, "INCR", "hg:{t}:n") == 2
+        with pytest.raises((RedisError, OSError)):
+            await pubsub.get_message(ignore_subscribe_messages=True, timeout=5)
+        await pubsub.aclose()
+
+
+@pytest.mark.slow
+async def test_sentinel_switch_that_nobody_heard_is_noticed_with_the_next_subscription(tmp_path: Path) -> None:
+    """A failover while the Sentinels could not be heard is followed as soon as one can be."""
+    async with sentinel_setup(tmp_path) as setup, opened(setup.url) as store:
+        returns = Returns(store)
+        await store.call("SET", "hg:{t}:n", 1)
+        master = store._servers._master  # type: ignore[union-attr]  # that of a single server
+        assert master is not None
+        await master._succession.aclose()
+        master._succession._tasks = []
+        old = await setup.demote_master()
+        await setup.replaced(old)
+        assert not returns.heard.is_set()
+        master._succession.open()
+        await returns.one()
+        assert await answered(store, "INCR", "hg:{t}:n") == 2
+
+
+# --- Cluster ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_cluster_node_that_was_succeeded_is_told_of_wherever_the_subscriber_is(tmp_path: Path) -> None:
+    """A subscriber at another node hears nothing of a lost one; that it may have lost its end is told all the same."""
+    async with cluster_setup(tmp_path) as setup, opened(setup.url) as store:
+        returns = Returns(store)
+        key = f"hg:{{{setup.tenant_on(0)}}}:n"
+        await store.call("SET", key, 1)
+        await setup.kill_node_of(key)
+        with pytest.raises(GatewayError):
+            await store.call("GET", key)
+        assert await answered(store, "INCR", key) == 2
+        await returns.one()
