@@ -279,7 +279,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         call_timeout_s=settings.upstream.call_timeout_s,
     )
     owned = Conversations(store, vendor, admission, creations)
-    roster, showing, watches = Roster(), Showing(log), Watches(log)
+    roster, showing, watches = Roster(redis.healthy_s), Showing(log), Watches(log)
     ports = TurnPorts(
         vendor=vendor,
         log=log,
@@ -362,6 +362,8 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     turns_service.revoked = auth.covers
     for on_change in (revocations.on_change, registry.on_change):
         on_change += [edge.end_lost, turns_service.stop_revoked]
+    hearer = Peers(roster, following, watches)
+    redis.on_return = hearer.heard_again
     gateway = Gateway(
         settings=settings,
         redis=redis,
@@ -390,7 +392,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         exporter=_exporter(settings, redis, worker, registry, metrics),
         inbox=inbox,
         revocations=revocations,
-        hearer=Peers(roster, following, watches),
+        hearer=hearer,
         metrics=metrics,
         tracing=tracing,
         edge=edge,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +25,10 @@ LINGER_MAX: Final = 2_000
 class Roster:
     """Finds the turns of this worker, and keeps those that ended just now."""
 
-    def __init__(self) -> None:
+    def __init__(self, healthy_s: Callable[[], float] = lambda: math.inf) -> None:
+        """``healthy_s`` tells how long the store has been there without a failure, in seconds."""
+        self._healthy_s = healthy_s
+        self._looking: asyncio.TimerHandle | None = None
         self._turns: dict[TurnId, OwnedTurn] = {}
         self._ended: deque[tuple[float, OwnedTurn]] = deque(maxlen=LINGER_MAX)
         self.on_add: Callable[[TurnId], None] = lambda _: None  # called in the step that makes a turn this worker's
@@ -55,7 +59,7 @@ class Roster:
         return task
 
     async def reassert(self) -> None:
-        """After an outage of the store: write the endings of the last seconds again where it has lost them."""
+        """After an outage of the store: write the endings from just before it again where they are lost."""
         for _, turn in tuple(self._ended):
             try:
                 await turn.reassert()
@@ -78,6 +82,18 @@ class Roster:
             asyncio.get_running_loop().call_later(LINGER_S, self._forget)
 
     def _forget(self) -> None:
+        """Let go of those that have lingered; of none while the store is away, or was until just now.
+
+        However long it takes until another server is in its place, that one may lack what ended just before.
+        """
+        if self._healthy_s() < LINGER_S:
+            if self._looking is None:
+                self._looking = asyncio.get_running_loop().call_later(LINGER_S, self._look_again)
+            return
         now_s = time.monotonic()
         while self._ended and self._ended[0][0] <= now_s:
             self._ended.popleft()
+
+    def _look_again(self) -> None:
+        self._looking = None
+        self._forget()

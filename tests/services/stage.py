@@ -353,7 +353,8 @@ class Stage:
         self.creation_keys = RedisCreationKeys(self.store, ttl_s=100)
         self.creations = Creations(self.cache, self.creation_keys, call_timeout_s=call_timeout_s)
         self.conversations = Conversations(self.cache, asked, admission, self.creations)
-        self.roster, self.showing, self.watches = Roster(), Showing(self.log), Watches(self.log)
+        self.roster = Roster(self.store.healthy_s)
+        self.showing, self.watches = Showing(self.log), Watches(self.log)
         self.journal = Journal(self.log, interval_s=interval_s, heartbeat_s=heartbeat_s)
         ports = TurnPorts(
             vendor=asked,
