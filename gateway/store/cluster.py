@@ -32,7 +32,7 @@ KEYLESS: Final = frozenset(
 
 
 class Cluster:
-    """The masters of a Cluster, one node each. Until their map has been read, the nodes of the URL tell the way."""
+    """The masters of a Cluster, one node each. Until their map has been read, any node that answers tells the way."""
 
     def __init__(self, url: StoreUrl, *, timeout_s: float, connections: int, succeeded: Callable[[], None]) -> None:
         """``succeeded`` is called when a node that failed has lost slots to another one."""
@@ -42,9 +42,12 @@ class Cluster:
         self._dialler = Dialler(url, timeout_s=timeout_s)
         self._timeout_s = timeout_s
         self._connections = connections
-        self._nodes: dict[Address, Node] = {address: self._new(address) for address in url.hosts}
+        self._nodes: dict[Address, Node] = {}
+        # Whichever answers, as some of those in the URL may be away when a worker starts.
+        self._anywhere = Node(url.address, self.connect, connections=connections, lost=self.reread)
         self._owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._replicas: list[Address] = []
+        self._mapped = False
         self._reading: asyncio.Task[None] | None = None
         self._read_at_s: float | None = None
         self._closed = False
@@ -66,11 +69,12 @@ class Cluster:
         return self._owners[key_slot(key)]
 
     def nodes(self) -> Sequence[Node]:
-        return tuple(self._nodes.values())
+        return tuple(self._nodes.values()) if self._mapped else (*self._nodes.values(), self._anywhere)
 
     def redirected(self, node: Node, error: AskError) -> Node:
         """Return the node that a MOVED or ASK names. A MOVED changes the map at once, and the whole is read again."""
-        host = error.host or next((address.host for address, other in self._nodes.items() if other is node), "")
+        known = (address.host for address, other in self._nodes.items() if other is node)
+        host = error.host or next(known, self._seeds[0].host)
         target = self._node(Address(host, int(error.port)))
         if isinstance(error, MovedError):
             self._own(int(error.slot_id), int(error.slot_id), target)
@@ -100,7 +104,7 @@ class Cluster:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
-        for node in self._nodes.values():
+        for node in (*self._nodes.values(), self._anywhere):
             node.drop_idle()
 
     async def _read(self) -> None:
@@ -136,6 +140,8 @@ class Cluster:
             owners.add(owner)
             replicas.update(others)
             self._own(int(first), int(last), owner)
+        self._mapped = True
+        self._anywhere.drop_idle()
         self._replicas = list(replicas)
         for address, node in list(self._nodes.items()):
             if node not in owners:
@@ -166,6 +172,8 @@ class Cluster:
 
     def _anyone(self) -> Node:
         """Return a node for what any of them can do, one that answers if there is one."""
+        if not self._mapped:
+            return self._anywhere
         nodes = list(self._nodes.values())
         return random.choice([node for node in nodes if not node.breaker.is_open] or nodes)  # noqa: S311 - no secret
 

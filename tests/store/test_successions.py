@@ -132,3 +132,20 @@ async def test_cluster_node_that_was_succeeded_is_told_of_wherever_the_subscribe
             await store.call("GET", key)
         assert await answered(store, "INCR", key) == 2
         await returns.one()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "hung"])
+async def test_cluster_first_call_finds_its_way_past_a_lost_seed(tmp_path: Path, how: str) -> None:
+    """A worker that starts while one of the nodes in its URL is away starts all the same."""
+    async with cluster_setup(tmp_path, replicas=0) as setup:
+        lost = setup.masters[0]
+        assert f":{lost.port}" in setup.url
+        if how == "killed":
+            lost.kill()
+        else:
+            lost.pause()
+        key = f"hg:{{{setup.tenant_on(2)}}}:n"
+        for number in range(8):  # which node is asked first is chance
+            async with opened(setup.url) as store:
+                assert await store.call("INCR", key) == number + 1
