@@ -18,7 +18,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from hiredis import pack_command
-from redis.exceptions import AskError, MovedError, NoScriptError
+from redis.exceptions import AskError, MovedError, NoScriptError, TryAgainError
 
 from gateway.core.errors import Code
 from gateway.core.identity import TenantId
@@ -39,6 +39,7 @@ INBOX: Final = "hg:{_sys}:inbox:"  # and a worker's id: the channel on which it 
 ALL: Final = "hg:{_sys}:all"  # the channel on which all workers are told things
 PING: Final = pack_command(("PING",))
 HOPS_MAX: Final = 5  # redirections that a command of a Cluster follows
+AGAIN_S: Final = 0.02  # until a call is sent again whose keys are being moved from one node to another
 
 
 class Keys:
@@ -156,6 +157,7 @@ class Redis:
         self._on_break = on_break
         self._queue: list[Call] = []
         self._under_way: set[Batch] = set()
+        self._resting: set[asyncio.TimerHandle] = set()  # with calls that a server could not process just then
         self._quiet: asyncio.Future[None] | None = None  # done when nothing is under way any more
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failed_at_s: float | None = None
@@ -166,12 +168,12 @@ class Redis:
 
     async def aclose(self) -> None:
         """Wait for the commands under way, then close the connections."""
-        while self._under_way or self._queue:
+        while self._under_way or self._queue or self._resting:
             if self._under_way:
                 self._quiet = self._quiet or asyncio.get_running_loop().create_future()
                 await asyncio.shield(self._quiet)
             else:
-                await asyncio.sleep(0)  # they go out in this tick
+                await asyncio.sleep(AGAIN_S if self._resting else 0)  # or they go out in this tick
         await self._servers.aclose()
 
     async def call(self, *command: Argument) -> Any:
@@ -251,7 +253,7 @@ class Redis:
 
     def _flush(self) -> None:
         calls, self._queue = self._queue, []
-        deadline_s = (self._loop or self._keep_loop()).time() + self._timeout_s
+        deadline_s = self._time() + self._timeout_s
         for node, its_calls in self._servers.split(calls):
             self._send(node, its_calls, deadline_s)
 
@@ -270,6 +272,7 @@ class Redis:
         """Give every caller of a batch what became of his call, and draw the conclusions for its node."""
         failure = batch.failure
         elsewhere: dict[tuple[Node, bool], list[Call]] = {}
+        again: list[Call] = []
         troubles: list[Exception] = []
         if failure is not None:  # AWAY, or a fault of ours or of redis-py: whoever waits must hear of it all the same
             refuse(batch.calls, Code.STORE_UNAVAILABLE if isinstance(failure, AWAY) else Code.INTERNAL, failure)
@@ -284,6 +287,9 @@ class Redis:
                 if target is not None:
                     elsewhere.setdefault((target, not isinstance(reply, MovedError)), []).append(call)
                     continue
+                if isinstance(reply, TryAgainError) and self._time() + AGAIN_S < batch.deadline_s:
+                    again.append(call)  # it was not processed, as some of its keys are here and some there
+                    continue
                 refuse([call], Code.STORE_UNAVAILABLE, reply)
                 if away(reply):
                     troubles.append(reply)
@@ -293,10 +299,26 @@ class Redis:
             self._observer(seconds, len(batch.calls), failure is not None or bool(troubles))
         for (target, ask_first), moved in elsewhere.items():  # within the same time
             self._send(target, moved, batch.deadline_s, asking=ask_first, hops=batch.hops + 1)
+        if again:
+            self._rest(again, batch.deadline_s)
         self._under_way.discard(batch)
         if self._quiet is not None and not self._under_way:
             self._quiet.set_result(None)
             self._quiet = None
+
+    def _rest(self, calls: list[Call], deadline_s: float) -> None:
+        """Send calls again in a moment, to whichever node has their slots by then."""
+
+        def send() -> None:
+            self._resting.discard(handle)
+            for node, its_calls in self._servers.split(calls):
+                self._send(node, its_calls, deadline_s)
+
+        handle = (self._loop or self._keep_loop()).call_later(AGAIN_S, send)
+        self._resting.add(handle)
+
+    def _time(self) -> float:
+        return (self._loop or self._keep_loop()).time()
 
     def _judge(self, node: Node, failure: BaseException | None, troubles: list[Exception], *, trial: bool) -> None:
         """Draw the conclusions for the node from how a batch went."""

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from gateway.core.errors import GatewayError
-from gateway.store.redis import Redis
+from gateway.core.errors import Code, GatewayError
+from gateway.store.redis import Redis, Script
 from tests.store.topologies import FAILOVER_MAX_S, cluster_setup, sentinel_setup, until
 
 TIMEOUT_S = 1.0
+TWO = "redis.call('INCR', KEYS[1]) return redis.call('INCR', KEYS[2])"
 
 
 @asynccontextmanager
@@ -149,3 +151,47 @@ async def test_cluster_first_call_finds_its_way_past_a_lost_seed(tmp_path: Path,
         for number in range(8):  # which node is asked first is chance
             async with opened(setup.url) as store:
                 assert await store.call("INCR", key) == number + 1
+
+
+@pytest.mark.slow
+async def test_cluster_call_waits_while_its_keys_are_being_moved(tmp_path: Path) -> None:
+    """A script whose keys are here and there is sent again until they are together, and is done once."""
+    async with cluster_setup(tmp_path, replicas=0) as setup, opened(setup.url) as store:
+        tenant, source, target = setup.tenant_on(1), setup.masters[1], setup.masters[2]
+        slot, keys = key_slot(tenant.encode()), [f"hg:{{{tenant}}}:{name}" for name in "ab"]
+        script = Script.__new__(Script)
+        script.name, script.source, script.sha = "two", TWO.encode(), await source.ask("SCRIPT", "LOAD", TWO)
+        await store.call("SET", keys[0], 1)
+        target_id = await target.ask("CLUSTER", "MYID")
+        await target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", await source.ask("CLUSTER", "MYID"))
+        await source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+        with pytest.raises(GatewayError) as error:
+            await store.run(script, keys, ())
+        assert error.value.code is Code.STORE_UNAVAILABLE
+        assert store.healthy_s(keys[0]) < FAILOVER_MAX_S
+        waiting = asyncio.create_task(store.run(script, keys, ()))
+        while not store._resting:
+            assert not waiting.done()
+            await asyncio.sleep(0)
+        await source.ask("MIGRATE", "127.0.0.1", target.port, keys[0], 0, 5000)
+        for node in (target, source):
+            await node.ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+        assert await waiting == 1
+        assert await asyncio.gather(*(store.call("GET", key) for key in keys)) == [b"2", b"1"]
+
+
+@pytest.mark.slow
+async def test_cluster_client_that_closes_waits_for_calls_that_rest(tmp_path: Path) -> None:
+    """A call that waits for its keys is answered before the connections go."""
+    async with cluster_setup(tmp_path, replicas=0) as setup:
+        tenant, source, target = setup.tenant_on(1), setup.masters[1], setup.masters[2]
+        slot, keys = key_slot(tenant.encode()), [f"hg:{{{tenant}}}:{name}" for name in "ab"]
+        store = Redis(setup.url, timeout_s=TIMEOUT_S, connections=4)
+        await store.call("SET", keys[0], 1)
+        await target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", await source.ask("CLUSTER", "MYID"))
+        await source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", await target.ask("CLUSTER", "MYID"))
+        call = asyncio.create_task(store.call("EVAL", TWO, 2, *keys))
+        await asyncio.sleep(0)
+        await store.aclose()
+        assert call.done()
+        assert isinstance(call.exception(), GatewayError)
