@@ -7,9 +7,17 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Final
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as ConnectionLost
 
 from gateway.store.breaker import Breaker
@@ -18,6 +26,7 @@ from gateway.store.line import Line
 from gateway.store.patience import Patience
 from gateway.store.waiting import Batch
 
+NO_WRITES: Final = ("NOREPLICAS", "MISCONF")
 Connect = Callable[[], Awaitable[AbstractConnection]]
 
 
@@ -145,10 +154,17 @@ class Node:
 
 def away(reply: object) -> bool:
     """Tell whether an error reply means that the server cannot serve at present, rather than that it refuses."""
-    return isinstance(reply, ReadOnlyError | ClusterDownError | TryAgainError)
+    return isinstance(reply, ReadOnlyError | ClusterDownError | TryAgainError) or _takes_no_writes(reply)
 
 
 def away_wholly(reply: object) -> bool:
-    """Tell such a reply that is about the whole server from one about a single slot of a Cluster."""
+    """Tell such a reply that is about the whole server from one about a slot of a Cluster, or about writes alone."""
     of_slot = isinstance(reply, ClusterDownError) and not isinstance(reply, MasterDownError) and "slot" in str(reply)
-    return away(reply) and not of_slot and not isinstance(reply, TryAgainError)
+    return away(reply) and not of_slot and not isinstance(reply, TryAgainError) and not _takes_no_writes(reply)
+
+
+def _takes_no_writes(reply: object) -> bool:
+    """Tell a server that is full, or has lost its replicas (``min-replicas-to-write``) or its disk: it can be read."""
+    return isinstance(reply, OutOfMemoryError) or (
+        isinstance(reply, ResponseError) and str(reply).startswith(NO_WRITES)
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from redis.exceptions import RedisError
 
 from gateway.core.errors import Code, GatewayError
 from gateway.store.redis import Redis, Script
-from tests.store.topologies import FAILOVER_MAX_S, cluster_setup, sentinel_setup, until
+from tests.store.topologies import COMMON, FAILOVER_MAX_S, Setup, cluster_setup, sentinel_setup, until
 
 TIMEOUT_S = 1.0
 TWO = "redis.call('INCR', KEYS[1]) return redis.call('INCR', KEYS[2])"
@@ -27,6 +29,23 @@ async def opened(url: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[Redis]
         yield store
     finally:
         await store.aclose()
+
+
+@asynccontextmanager
+async def alone(directory: Path, *arguments: str) -> AsyncIterator[Setup]:
+    """One server, started with what it is to be like."""
+    setup = Setup(directory)
+    try:
+        server = setup.start(*COMMON, *arguments)
+        setup.url = f"redis://127.0.0.1:{server.port}"
+
+        async def answers() -> bool:
+            return bool(await server.ask("PING"))
+
+        await until(answers, setup.servers)
+        yield setup
+    finally:
+        setup.end()
 
 
 class Returns:
@@ -195,3 +214,36 @@ async def test_cluster_client_that_closes_waits_for_calls_that_rest(tmp_path: Pa
         await store.aclose()
         assert call.done()
         assert isinstance(call.exception(), GatewayError)
+
+
+# --- a server that takes no writes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["no replicas", "full", "no disk"])
+async def test_server_that_takes_no_writes_counts_as_a_failure_and_is_read_on(tmp_path: Path, why: str) -> None:
+    """Who cannot renew his leases is not to lose them for that; what can be read is read."""
+    arguments = {
+        "no replicas": ("--min-replicas-to-write", "1"),
+        "full": ("--maxmemory", "1", "--maxmemory-policy", "noeviction"),
+        "no disk": ("--stop-writes-on-bgsave-error", "yes"),
+    }[why]
+    async with alone(tmp_path, *arguments) as setup, opened(setup.url) as store:
+        (server,) = setup.servers
+        if why == "no disk":
+            await server.ask("CONFIG", "SET", "save", "3600 1")
+            shutil.rmtree(server.log.parent)
+            await server.ask("BGSAVE")
+
+            async def failed() -> bool:
+                return "rdb_last_bgsave_status:err" in (await server.ask("INFO", "PERSISTENCE")).split()
+
+            await until(failed)
+        key = f"hg:{{t}}:{uuid.uuid4().hex}"
+        assert store.healthy_s(key) == float("inf")
+        for _ in range(2):
+            with pytest.raises(GatewayError) as error:
+                await store.call("SET", key, "x")
+            assert error.value.code is Code.STORE_UNAVAILABLE
+        assert 0 < store.healthy_s(key) < 60  # 0 would be a breaker, which held back reads too
+        assert store.healthy_s() < 60
+        assert await store.call("GET", key) is None
