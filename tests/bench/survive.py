@@ -17,6 +17,10 @@ HEAD = (
     *("fault", "turns", "readers", "lost", "dup", "order", "done", "recovered", "otherwise", "wrong", "endings≠1"),
     *("back", "next s p50", "max", "settled/billed", "estimated/billed", "double", "took s"),
 )
+PAUSE_HEAD = (
+    *("fault", "it took s", "no new turns s", "newcomers", "refused", "slowest answer s"),
+    *("gap at its own gateway s", "at the other s"),
+)
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -44,6 +48,8 @@ class Report(msgspec.Struct, kw_only=True):
                     f"{p50:.0f} ms (p50), {p99:.0f} ms (p99), {ordered[-1]:.0f} ms (max)"
                 )
             lines += [f"\n{verdict.fault}: {words}" for words in verdict.broken]
+        if any(verdict.pause for verdict in self.verdicts):
+            lines += ["", *aligned([PAUSE_HEAD, *(row for one in self.verdicts if (row := _pause_row(one)))])]
         return "\n".join(lines)
 
 
@@ -79,4 +85,20 @@ def _row(verdict: Verdict, took_s: float) -> tuple[str, ...]:
         f"{books.estimated}/{books.estimated_billed}",
         str(books.doubled),
         f"{took_s:.0f}",
+    )
+
+
+def _pause_row(verdict: Verdict) -> tuple[str, ...] | None:
+    pause = verdict.pause
+    if pause is None:
+        return None
+    return (
+        verdict.fault,
+        f"{pause.fault_s:.2f}",
+        f"{pause.closed_s:.2f}",
+        str(pause.let_in),
+        " ".join(f"{count} {code}" for code, count in pause.refused.items()) or "–",
+        f"{pause.slowest_s:.2f}",
+        f"{pause.gap_own_s:.2f}",
+        f"{pause.gap_other_s:.2f}",
     )

@@ -18,6 +18,7 @@ STARTS_AT_ONCE: Final = 16
 LIVE_S: Final = 30.0  # for every turn to have its first text at every reader
 USER: Final = "survivor"
 TOKEN_LIFE_S: Final = 3600
+SILENT: Final = "no answer"
 
 
 class Turn:
@@ -70,6 +71,28 @@ class Crowd:
 
         await asyncio.gather(*(start_some() for _ in range(min(STARTS_AT_ONCE, count))))
         return begun
+
+    async def open(self, message: str, *, at: int) -> Turn:
+        """Make a conversation for a turn that nobody reads before its end; ``enter`` is to follow."""
+        return Turn(message, str((await self._post("/v1/conversations", {}, at=at))["id"]), ())
+
+    async def enter(self, turn: Turn, *, at: int) -> str | None:
+        """Ask one gateway once to begin a turn; return the code of its refusal, None if it began."""
+        path = f"/v1/conversations/{turn.conversation_id}/turns"
+        headers = {"Authorization": f"Bearer {self._token}", **_once(turn)}
+        try:
+            async with (
+                asyncio.timeout(OPEN_S),
+                self._http.post(self._at(at)[0] + path, json={"message": turn.message}, headers=headers) as response,
+            ):
+                answer = await response.json(content_type=None)
+        except LOST:
+            return SILENT
+        if response.status >= 300:
+            return str(answer["code"])
+        turn.at, turn.turn_id = at, str(answer["turn_id"])
+        self.turns.append(turn)
+        return None
 
     async def live(self) -> None:
         """Wait until every reader has text."""
@@ -131,9 +154,8 @@ class Crowd:
 
     async def _start(self, turn: Turn, at: int) -> None:
         path = f"/v1/conversations/{turn.conversation_id}/turns"
-        headers = {"Idempotency-Key": turn.conversation_id, "Prefer": "respond-async"}
         turn.at = at
-        turn.turn_id = str((await self._post(path, {"message": turn.message}, at=at, headers=headers))["turn_id"])
+        turn.turn_id = str((await self._post(path, {"message": turn.message}, at=at, headers=_once(turn)))["turn_id"])
         for reader in turn.readers:
             task = asyncio.get_running_loop().create_task(reader.read(turn.turn_id))
             self._tasks.add(task)
@@ -160,6 +182,11 @@ class Crowd:
                         pass
                 await asyncio.sleep(random.uniform(wait_s / 2, wait_s))
                 wait_s = min(2 * wait_s, BACKOFF_MAX_S)
+
+
+def _once(turn: Turn) -> dict[str, str]:
+    """Headers that start a turn once, however often it is asked for, and do not wait for it."""
+    return {"Idempotency-Key": turn.conversation_id, "Prefer": "respond-async"}
 
 
 @asynccontextmanager

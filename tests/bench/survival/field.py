@@ -13,6 +13,7 @@ import msgspec
 from tests.bench.process import ProcessDied
 from tests.bench.survival import reports
 from tests.bench.survival.crowd import Crowd, crowd
+from tests.bench.survival.newcomers import Pause
 from tests.bench.survival.site import POLL_S, Plan, Site, site
 from tests.bench.survival.verdict import Verdict, judge
 
@@ -55,9 +56,9 @@ async def struck(plan: Plan, load: Load, *, at: int | None = None) -> AsyncItera
         yield place, clients
 
 
-async def over(fault: str, place: Site, clients: Crowd) -> Verdict:
+async def over(fault: str, place: Site, clients: Crowd, *, pause: Pause | None = None) -> Verdict:
     await clients.ended(within_s=WITHIN_S)
-    return await judge(fault, place, clients, settled_within_s=WITHIN_S)
+    return await judge(fault, place, clients, pause=pause, settled_within_s=WITHIN_S)
 
 
 async def said(place: Site, gateway: int, words: str, *, count: int = 1) -> None:

@@ -37,10 +37,13 @@ class Reader:
         self.returns = 0
         self.fault: str | None = None
         self.next_s: float | None = None  # from the fault to the next event
+        self.gap_s = 0.0  # longest between two events, the later one after the fault
         self._http = http
         self._urls = urls
         self._token = token
         self._struck_at_s: float | None = None
+        self._struck = False
+        self._taken_at_s: float | None = None
         self._wait_s = BACKOFF_S
         self._tries = 0
 
@@ -48,6 +51,7 @@ class Reader:
         """Measure from now on when the next event comes."""
         if not self.log.ended:
             self._struck_at_s = at_s
+            self._struck = True
 
     async def read(self, turn_id: str) -> None:
         """Read to the ending, however often the connection is lost."""
@@ -74,9 +78,13 @@ class Reader:
         self._wait_s = BACKOFF_S
         if name == "message.delta":
             self.live.set()
+        now_s = asyncio.get_running_loop().time()
         if self._struck_at_s is not None:
-            self.next_s = asyncio.get_running_loop().time() - self._struck_at_s
+            self.next_s = now_s - self._struck_at_s
             self._struck_at_s = None
+        if self._struck and self._taken_at_s is not None:
+            self.gap_s = max(self.gap_s, now_s - self._taken_at_s)
+        self._taken_at_s = now_s
 
 
 class SseReader(Reader):

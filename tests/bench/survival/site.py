@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +21,19 @@ import msgspec
 
 from gateway.core.errors import GatewayError
 from gateway.core.identity import TenantId
-from gateway.store.embedded import LAUNCH, Running, find_servers
+from gateway.store.embedded import LAUNCH, Running, Server, find_servers
 from gateway.store.redis import Keys, Redis
 from tests.bench.places import PERSONA_ID
 from tests.bench.process import Child, children
 from tests.bench.stack import MANY, READY_S, VENDOR_KEY, clean_environ, read_env, ready_url
-from tests.store.topologies import free_port
+from tests.store.topologies import ClusterSetup, SentinelSetup, cluster_setup, free_port, sentinel_setup
 
 TENANT: Final = TenantId("default")
 STORE_S: Final = 20.0
 AOF, KEPT = "appendonlydir", "appendonlydir.kept"
 POLL_S: Final = 0.02
 Habit = Literal["finish", "drop"]
+StoreKind = Literal["own", "shared", "sentinel", "cluster"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,8 @@ class Plan:
 
     gateways: int = 1
     workers: int | None = None  # of each, under a supervisor
-    own_store: bool = True  # embedded in the gateway; else one that the gateways share
+    store: StoreKind = "own"  # embedded in the gateway; else what the gateways share
+    program: Server | None = None  # that Redis is; None: the best that there is
     habit: Habit = "finish"  # of the vendor, with answers that nobody reads any more
     plan_limit_per_min: int = 0  # of the vendor
     settings: dict[str, str] | None = None
@@ -102,6 +104,7 @@ class Site:
         self.plan = plan
         self.gateways: list[Child] = []
         self.store: Store | None = None
+        self.topology: SentinelSetup | ClusterSetup | None = None
         self.urls: list[str] = []
         self.secret_key = ""
         self.redis: Redis
@@ -131,9 +134,11 @@ class Site:
             runs: list[dict[str, Any]] = answer.raise_for_status().json()["runs"]
             return runs
 
-    async def epoch(self, turn_id: str) -> int:
-        """How many workers have owned a turn."""
-        return int(await self.redis.call("HGET", Keys(TENANT).turn(turn_id), "epoch") or 0)
+    async def epochs(self, turn_ids: Iterable[str]) -> list[int]:
+        """How many workers have owned each turn."""
+        await until_answering(self.redis)
+        calls = (self.redis.call("HGET", Keys(TENANT).turn(turn_id), "epoch") for turn_id in turn_ids)
+        return [int(epoch or 0) for epoch in await asyncio.gather(*calls)]
 
     def log_of(self, gateway: int) -> str:
         return self.gateways[gateway].log.read_text("utf-8", "replace")
@@ -159,11 +164,8 @@ class Site:
             "GATEWAY_STREAMS_RETRY_MS": "200",  # else readers' own patience hides the gateway's time
             "GATEWAY_LOG_FORMAT": "json",
         }
-        if not plan.own_store:
-            self.store = Store(directory)
-            self._stack.push_async_callback(self.store.aclose)
-            await self.store.open()
-            settings["GATEWAY_REDIS_URL"] = self.store.url
+        if plan.store != "own":
+            settings["GATEWAY_REDIS_URL"] = await self._open_store(plan)
             for name in ("PEPPER", "SIGNING_KEY"):
                 path = directory / name.lower()
                 path.write_text(secrets.token_hex(32))
@@ -183,6 +185,22 @@ class Site:
     async def aclose(self) -> None:
         """End every process, in the order of dependence."""
         await self._stack.aclose()
+
+    async def _open_store(self, plan: Plan) -> str:
+        """Start what the gateways share; return its URL."""
+        place = self.directory / "redis"
+        match plan.store:
+            case "sentinel":
+                self.topology = await self._stack.enter_async_context(sentinel_setup(place))
+                return self.topology.url
+            case "cluster":
+                self.topology = await self._stack.enter_async_context(cluster_setup(place, program=plan.program))
+                return self.topology.url
+            case _:
+                self.store = Store(self.directory)
+                self._stack.push_async_callback(self.store.aclose)
+                await self.store.open()
+                return self.store.url
 
     async def _gateway(self, number: int) -> Child:
         serve = [sys.executable, "-m", "gateway", "serve", "--port", str(self._ports[number]), "--internal-port", "0"]
@@ -218,14 +236,19 @@ async def answering(url: str) -> None:
     """Wait until a store answers."""
     redis = Redis(url, timeout_s=1.0, connections=1)
     try:
-        async with asyncio.timeout(STORE_S):
-            while True:
-                with contextlib.suppress(GatewayError):
-                    await redis.call("PING")
-                    return
-                await asyncio.sleep(POLL_S)
+        await until_answering(redis)
     finally:
         await redis.aclose()
+
+
+async def until_answering(redis: Redis) -> None:
+    """Wait until the node of the gateways' tenant answers."""
+    async with asyncio.timeout(STORE_S):
+        while True:
+            with contextlib.suppress(GatewayError):
+                await redis.call("EXISTS", Keys(TENANT).settlements())
+                return
+            await asyncio.sleep(POLL_S)
 
 
 def _command_line(pid: int) -> bytes:

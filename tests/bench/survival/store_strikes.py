@@ -18,7 +18,7 @@ STORE_STOP_S: Final = 5.0
 
 async def kill_stalled(load: Load) -> Verdict:
     """A worker dies while the store stands still: for one lease after that nobody takes a turn over."""
-    async with struck(Plan(workers=2, own_store=False), load) as (place, clients):
+    async with struck(Plan(workers=2, store="shared"), load) as (place, clients):
         assert place.store is not None
         os.kill(place.store.pid, signal.SIGSTOP)
         os.kill(place.workers[0], signal.SIGKILL)
@@ -30,7 +30,7 @@ async def kill_stalled(load: Load) -> Verdict:
 
 async def store_kill(load: Load, *, own: bool) -> Verdict:
     """``kill -9`` the store: the gateway restarts its own, an operator another one."""
-    async with struck(Plan(workers=2, own_store=own), load) as (place, clients):
+    async with struck(Plan(workers=2, store="own" if own else "shared"), load) as (place, clients):
         killed = place.store_pid
         late = asyncio.create_task(clients.begin(load.late_turns))
         await asyncio.sleep(POLL_S)
@@ -44,7 +44,7 @@ async def store_kill(load: Load, *, own: bool) -> Verdict:
 
 async def store_rewind(load: Load) -> Verdict:
     """The store comes back without its last second, in which turns began and ended, as after a failover."""
-    async with struck(Plan(workers=2, own_store=False), load) as (place, clients):
+    async with struck(Plan(workers=2, store="shared"), load) as (place, clients):
         assert place.store is not None
         await until(lambda: any(reader.log.ended for reader in clients.readers), "no turn ended")
         place.store.keep()
@@ -59,7 +59,7 @@ async def store_rewind(load: Load) -> Verdict:
 
 async def store_stop(load: Load) -> Verdict:
     """The store hangs for some seconds: it keeps its connections and says nothing."""
-    async with struck(Plan(workers=2, own_store=False), load) as (place, clients):
+    async with struck(Plan(workers=2, store="shared"), load) as (place, clients):
         assert place.store is not None
         late = asyncio.create_task(clients.begin(load.late_turns))
         await asyncio.sleep(POLL_S)  # some calls are on their way
@@ -73,7 +73,7 @@ async def store_stop(load: Load) -> Verdict:
 
 async def storm(load: Load) -> Verdict:
     """All at once: answers that the vendor cuts off, turns that users stop, a worker killed and then the store."""
-    async with struck(Plan(workers=2, own_store=False), load) as (place, clients):
+    async with struck(Plan(workers=2, store="shared"), load) as (place, clients):
         assert place.store is not None
         whole = list(clients.turns)
         cut = await clients.begin(load.late_turns, words="#fault=cut:5")
@@ -90,7 +90,7 @@ async def storm(load: Load) -> Verdict:
 
 async def store_away(load: Load) -> Verdict:
     """The store is gone until after every answer has ended."""
-    async with struck(Plan(workers=2, own_store=False), load) as (place, clients):
+    async with struck(Plan(workers=2, store="shared"), load) as (place, clients):
         assert place.store is not None
         os.kill(place.store.pid, signal.SIGKILL)
         clients.struck()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
 from statistics import median
+from typing import Final
 
 import msgspec
 
 from tests.bench.survival.books import Books, balance, settlements
 from tests.bench.survival.crowd import Crowd
+from tests.bench.survival.newcomers import NAMED, Pause
 from tests.bench.survival.reports import reported
 from tests.bench.survival.site import Site
+
+SOON_S: Final = 2.5  # a refusal takes the store's one short timeout, and what else a request costs
 
 
 class Verdict(msgspec.Struct, kw_only=True):
@@ -35,6 +38,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     books: Books
     stop_ms: list[float] = []  # from each request to stop until the vendor saw the stream reset
     notes: list[str] = []
+    pause: Pause | None = None  # where newcomers came
 
     @property
     def broken(self) -> list[str]:
@@ -51,15 +55,21 @@ class Verdict(msgspec.Struct, kw_only=True):
             )
             if count
         ]
+        if self.pause is not None:
+            found += [f"{count} refused with {code}" for code, count in self.pause.refused.items() if code != NAMED]
+            if self.pause.slowest_s > SOON_S:
+                found.append(f"a newcomer waited {self.pause.slowest_s:.1f} s for an answer")
         for what, count in Counter([*self.wrong, *self.books.wrong]).most_common():
             found.append(f"{count} × {what}")
         return found
 
 
-async def judge(fault: str, site: Site, crowd: Crowd, *, settled_within_s: float) -> Verdict:
+async def judge(
+    fault: str, site: Site, crowd: Crowd, *, settled_within_s: float, pause: Pause | None = None
+) -> Verdict:
     """Look at what readers have, what somebody who comes late is given, and what the ledger and the bill say."""
     late = await crowd.replayed()
-    epochs = await asyncio.gather(*(site.epoch(turn.turn_id) for turn in crowd.turns))
+    epochs = await site.epochs(turn.turn_id for turn in crowd.turns)
     wrong: list[str] = []
     nexts: list[float] = []
     untouched: list[float] = []
@@ -83,6 +93,8 @@ async def judge(fault: str, site: Site, crowd: Crowd, *, settled_within_s: float
     found = await settlements(site, crowd.turns, within_s=settled_within_s)
     books = balance(crowd.turns, found, await site.bill())
     wrong += await reported(site, found)
+    if pause is not None:
+        pause.gap_own_s, pause.gap_other_s = _gaps(crowd, len(site.urls))
     nexts = nexts or untouched  # where nobody lost a connection or a worker, all count
     completed = kinds.pop("completed", 0)
     return Verdict(
@@ -101,4 +113,14 @@ async def judge(fault: str, site: Site, crowd: Crowd, *, settled_within_s: float
         next_p50_s=median(nexts) if nexts else math.nan,
         next_max_s=max(nexts, default=math.nan),
         books=books,
+        pause=pause,
     )
+
+
+def _gaps(crowd: Crowd, gateways: int) -> tuple[float, float]:
+    """The longest time without an event, of readers at their turn's own gateway, and of those at another."""
+    own, other = [0.0], [0.0]
+    for turn in crowd.turns:
+        for place, reader in enumerate(turn.readers):
+            (own if place % gateways == turn.at % gateways else other).append(reader.gap_s)
+    return max(own), max(other)

@@ -122,7 +122,7 @@ async def vendor_limit(load: Load) -> Verdict:
 
 async def lost_host(load: Load) -> Verdict:
     """``kill -9`` a whole gateway; nobody tells the other one, which learns it from the leases."""
-    async with struck(Plan(gateways=2, own_store=False, settings=KNOWN_HABIT), load, at=0) as (place, clients):
+    async with struck(Plan(gateways=2, store="shared", settings=KNOWN_HABIT), load, at=0) as (place, clients):
         os.kill(place.gateways[0].pid, signal.SIGKILL)
         clients.struck()
         return await over("lost-host", place, clients)
@@ -130,7 +130,7 @@ async def lost_host(load: Load) -> Verdict:
 
 async def zombie(load: Load) -> Verdict:
     """A gateway stands still for longer than its leases, and goes on when others have its turns."""
-    async with struck(Plan(gateways=2, own_store=False, settings=KNOWN_HABIT), load, at=0) as (place, clients):
+    async with struck(Plan(gateways=2, store="shared", settings=KNOWN_HABIT), load, at=0) as (place, clients):
         pid = place.gateways[0].pid
         os.kill(pid, signal.SIGSTOP)
         clients.struck()
@@ -143,7 +143,7 @@ async def zombie(load: Load) -> Verdict:
 
 async def stops(load: Load) -> Verdict:
     """Users stop their turns, each at another worker than its own, a wave of turns after the other."""
-    plan = Plan(gateways=2, own_store=False, settings=load.settings)
+    plan = Plan(gateways=2, store="shared", settings=load.settings)
     async with (
         site(plan) as place,
         crowd(place.urls, place.secret_key, tokens=load.tokens, rate=RATE_PER_S) as clients,
