@@ -34,6 +34,7 @@ from gateway.services.key_gate import GateRules
 from gateway.services.key_holders import KeyHolders
 from gateway.services.key_sets import KeySets
 from gateway.services.keys import ApiKeys
+from gateway.services.live_turns import LiveTurns
 from gateway.services.moderations import Moderations
 from gateway.services.owned_turn import TurnPorts, TurnRules
 from gateway.services.peers import Peers
@@ -71,6 +72,7 @@ from gateway.store.inbox import Inbox
 from gateway.store.ledger import RedisLedger
 from gateway.store.ledger_tap import RedisLedgerTap
 from gateway.store.limiter import RedisLimiter
+from gateway.store.live_turns import RedisLiveTurns
 from gateway.store.prompt_runs import RedisPromptRuns
 from gateway.store.redis import Redis
 from gateway.store.revocations import RedisRevocations
@@ -82,6 +84,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tracing import Tracing, open_tracing
 from gateway.transports import (
     admin,
+    admin_turns,
     admin_usage,
     ag_ui,
     ai_sdk,
@@ -141,6 +144,7 @@ class Gateway:
     following: Following
     watches: Watches
     holdings: Holdings
+    live_turns: LiveTurns
     showing: Showing
     recovery: Recovery
     sweeper: Sweeper
@@ -158,7 +162,7 @@ class Gateway:
 
     def open(self) -> None:
         """Begin to hear other workers, and to do what nobody asks for (lost turns, unsettled tokens)."""
-        self.inbox.open(self.hearer, self.revocations, self.gate, self.tenants)
+        self.inbox.open(self.hearer, self.revocations, self.gate, self.tenants, self.live_turns)
         self.tenants.open()
         if self.tenants_file is not None:
             self.tenants_file.open()
@@ -203,6 +207,7 @@ class Gateway:
         await self.following.aclose()
         await self.watches.aclose()
         await self.showing.aclose()
+        await self.live_turns.aclose()
         await self.key_sets.aclose()
         await self.key_set_source.aclose()
         await self.upstream.aclose()
@@ -324,6 +329,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         holdings=holdings,
         screening=Screening(moderations, metrics),
     )
+    live_turns = LiveTurns(RedisLiveTurns(redis, worker), roster, worker, registry.known)
     sessions = Sessions(auth)
     thread_store = RedisThreads(redis, ttl_s=rules.conversation_ttl_s, key_ttl_s=rules.idempotency_ttl_s)
     changes = Changes(owned, store, vendor, operations, admission)
@@ -382,6 +388,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         following=following,
         watches=watches,
         holdings=holdings,
+        live_turns=live_turns,
         showing=showing,
         recovery=recovery,
         sweeper=Sweeper(
@@ -407,10 +414,12 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     desk = Desk(auth=auth, sessions=sessions, enrolment=tenants, usage=edge.usage)
     admin_token = read_secret(token, "GATEWAY_ADMIN_TOKEN_FILE") if token is not None else None
     for prefix, rooms in (
-        (admin.PREFIX, (admin.routes, admin_usage.routes)),
+        (admin.PREFIX, (admin.routes, admin_turns.routes, admin_usage.routes)),
         (admin_usage.PREFIX, (admin_usage.short_routes,)),
     ):
-        gateway.internal.add_subapp(prefix, admin.app(edge, desk, admin_token, rooms=rooms, prefix=prefix))
+        admin_app = admin.app(edge, desk, admin_token, rooms=rooms, prefix=prefix)
+        admin_app[admin_turns.LIVE_TURNS] = live_turns
+        gateway.internal.add_subapp(prefix, admin_app)
     return gateway
 
 

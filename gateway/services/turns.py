@@ -14,8 +14,9 @@ from typing import Any
 
 from gateway.core.conversation import Conversation, ConversationId
 from gateway.core.errors import Code, GatewayError
+from gateway.core.events import TurnRecord
 from gateway.core.idempotency import checked_key
-from gateway.core.identity import Principal
+from gateway.core.identity import Principal, TenantId
 from gateway.core.revocation import Holder
 from gateway.core.turn import StopReason, TurnId, TurnState
 from gateway.services.admission import Admission
@@ -207,20 +208,38 @@ class Turns:
         Raises GatewayError(not_found) for a turn that is not the principal's.
         """
         turn = self._roster.find(turn_id)
-        if turn is not None and not turn.is_of(principal):
-            turn = None  # to be looked for in the store, as one that is not here
-        if turn is None:
+        if turn is None or not turn.is_of(principal):
             record = await self._log.record(principal.tenant.id, turn_id)
             if record is None or not principal.owns(record.owner, record.persona):
                 raise GatewayError(Code.NOT_FOUND)
-            if record.state.ended:
-                return record.state
-            await self._log.request_stop(principal.tenant.id, turn_id, reason)
-            if not record.leased:  # its worker is gone: nobody else would ever end it
-                await self._recovery.recover(principal.tenant.id, turn_id)
-                turn = self._roster.find(turn_id)
-        if turn is not None:
-            turn.stop(reason)
+            return await self._stop_elsewhere(principal.tenant.id, record, reason)
+        turn.stop(reason)
+        return TurnState.STOPPING
+
+    async def stop_for_operator(self, tenant: TenantId, turn_id: TurnId) -> TurnState:
+        """Stop any turn of a tenant, wherever it runs, with the reason ``admin``; returns as ``stop`` does.
+
+        Raises GatewayError: not_found, store_unavailable.
+        """
+        turn = self._roster.find(turn_id)
+        if turn is None or turn.tenant.id != tenant:
+            record = await self._log.record(tenant, turn_id)
+            if record is None:
+                raise GatewayError(Code.NOT_FOUND, "The tenant has no such turn.")
+            return await self._stop_elsewhere(tenant, record, StopReason.ADMIN)
+        turn.stop(StopReason.ADMIN)
+        return TurnState.STOPPING
+
+    async def _stop_elsewhere(self, tenant: TenantId, record: TurnRecord, reason: StopReason) -> TurnState:
+        """Have another worker stop its turn, or take it over from one that is gone: nobody else would ever end it."""
+        if record.state.ended:
+            return record.state
+        await self._log.request_stop(tenant, record.turn_id, reason)
+        if not record.leased:
+            await self._recovery.recover(tenant, record.turn_id)
+            turn = self._roster.find(record.turn_id)
+            if turn is not None:
+                turn.stop(reason)
         return TurnState.STOPPING
 
     def stop_revoked(self) -> None:

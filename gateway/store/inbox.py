@@ -22,6 +22,7 @@ from gateway.core.errors import GatewayError
 from gateway.core.events import Entry, Hearer, Shown
 from gateway.core.gate import GateHearer, State
 from gateway.core.identity import TenantId, UserHash, WorkerId
+from gateway.core.live_turns import ReadersHearer
 from gateway.core.revocation import Revocation, RevocationHearer, Revoked
 from gateway.core.tenancy import TenantHearer
 from gateway.core.turn import StopReason, TurnId
@@ -85,6 +86,7 @@ class Inbox:
         self._revocations: RevocationHearer | None = None
         self._gates: GateHearer | None = None
         self._tenants: TenantHearer | None = None
+        self._readers: ReadersHearer | None = None
         self._task: asyncio.Task[None] | None = None
         self._probe = b""
         self._probed_at_s = 0.0
@@ -97,12 +99,14 @@ class Inbox:
         revocations: RevocationHearer | None = None,
         gates: GateHearer | None = None,
         tenants: TenantHearer | None = None,
+        readers: ReadersHearer | None = None,
     ) -> None:
         """Begin to listen, in a task."""
         self._hearer = hearer
         self._gates = gates
         self._revocations = revocations
         self._tenants = tenants
+        self._readers = readers
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
@@ -215,6 +219,12 @@ class Inbox:
                 case "tenants", [str()]:
                     if self._tenants is not None:
                         self._tenants.tenants_changed()
+                case "readers?", [str(asker), str(ids)]:
+                    if self._readers is not None:
+                        self._readers.readers_asked(WorkerId(asker), [TurnId(turn_id) for turn_id in ids.split()])
+                case "readers", [dict(counts)]:
+                    if self._readers is not None:
+                        self._readers.readers_told({TurnId(turn_id): int(count) for turn_id, count in counts.items()})
                 case _:
                     throttled(logger, "inbox.misunderstood", kind=str(kind)[:32])
         except (msgspec.DecodeError, KeyError, ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """The admin API, on the internal port: tenants of the store, keys, and what is taken back. For operators' programs.
 
-It is there where an admin token is given, and answers 404 to all where none is. No page can use it: answers carry no
-CORS.
+It is there where an admin token is given, and answers 404 to all where none is. No page of another origin can use it:
+answers carry no CORS.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ async def list_tenants(request: web.Request) -> web.Response:
 @routes.get("/tenants/{tenant}")
 async def show_tenant(request: web.Request) -> web.Response:
     """Show a tenant, and the table that would make it."""
-    name = await _tenant(request)
+    name = await tenant_of(request)
     return _shown(request.app[DESK], name)
 
 
@@ -118,14 +118,14 @@ async def delete_tenant(request: web.Request) -> web.Response:
 @routes.post("/tenants/{tenant}/revoke")
 async def revoke_tenant(request: web.Request) -> web.Response:
     """Shut a tenant out until it is let in again."""
-    name = await _tenant(request)
+    name = await tenant_of(request)
     return json_answer(revocation_facts(await request.app[DESK].revoke_tenant(name)))
 
 
 @routes.post("/tenants/{tenant}/restore")
 async def restore_tenant(request: web.Request) -> web.Response:
     """Let a tenant in again."""
-    name = await _tenant(request)
+    name = await tenant_of(request)
     restored = await request.app[DESK].restore_tenant(name)
     return json_answer({"tenant": name, "restored": restored})
 
@@ -136,7 +136,7 @@ async def restore_tenant(request: web.Request) -> web.Response:
 @routes.get("/tenants/{tenant}/keys")
 async def list_keys(request: web.Request) -> web.Response:
     """List a tenant's keys, those too that ended within the last 30 days."""
-    name, now_s = await _tenant(request), time.time()
+    name, now_s = await tenant_of(request), time.time()
     records = await request.app[DESK].auth.keys.list(name)
     return json_answer({"data": [key_facts(record, now_s) for record in records]})
 
@@ -144,7 +144,7 @@ async def list_keys(request: web.Request) -> web.Response:
 @routes.post("/tenants/{tenant}/keys")
 async def create_key(request: web.Request) -> web.Response:
     """Make a key and show it, for once."""
-    name = await _tenant(request)
+    name = await tenant_of(request)
     body = await read_body(request, CreateKey)
     keys = request.app[DESK].auth.keys
     return _minted(await keys.mint(name, KeyKind(body.kind), body.label, ttl_s=body.ttl_s))
@@ -153,7 +153,7 @@ async def create_key(request: web.Request) -> web.Response:
 @routes.post("/tenants/{tenant}/keys/{key_id}/rotate")
 async def rotate_key(request: web.Request) -> web.Response:
     """Make a key in another's place, which works on for the overlap; show the new one, for once."""
-    name, key_id = await _tenant(request), _key_id(request)
+    name, key_id = await tenant_of(request), _key_id(request)
     body = await read_body(request, RotateKey)
     return _minted(await request.app[DESK].auth.keys.rotate(name, key_id, overlap_s=body.overlap_s))
 
@@ -161,7 +161,7 @@ async def rotate_key(request: web.Request) -> web.Response:
 @routes.delete("/tenants/{tenant}/keys/{key_id}")
 async def revoke_key(request: web.Request) -> web.Response:
     """End a key and the sessions that it opened."""
-    await request.app[DESK].revoke_key(await _tenant(request), _key_id(request))
+    await request.app[DESK].revoke_key(await tenant_of(request), _key_id(request))
     return web.Response(status=204)
 
 
@@ -171,7 +171,7 @@ async def revoke_key(request: web.Request) -> web.Response:
 @routes.post("/tenants/{tenant}/users/revoke")
 async def revoke_user(request: web.Request) -> web.Response:
     """End what a user was given so far; what is given later works."""
-    name = await _tenant(request)
+    name = await tenant_of(request)
     body = await read_body(request, RevokeUser)
     return json_answer(revocation_facts(await request.app[DESK].revoke_user(name, body.user_id)))
 
@@ -189,7 +189,8 @@ async def revoke_token(request: web.Request) -> web.Response:
     return json_answer(revocation_facts(await desk.revoke_token(name, token_id)))
 
 
-async def _tenant(request: web.Request) -> TenantId:
+async def tenant_of(request: web.Request) -> TenantId:
+    """Return the tenant that a path names; raises GatewayError(not_found)."""
     name = request.match_info["tenant"]
     if not TENANT_ID.fullmatch(name):
         raise GatewayError(Code.NOT_FOUND)

@@ -46,7 +46,7 @@ local function begin(conversation, now_ms)
     'messages', before + 1)
   redis.call('EXPIRE', KEYS[1], ARGV[10])
   redis.call('HSET', KEYS[2], 'conversation', conversation_id, 'owner', owner, 'persona', ARGV[13], 'state', 'running',
-    'epoch', 1, 'worker', worker, 'lease', lease, 'before', before, 'last', last, 'trace', ARGV[17])
+    'epoch', 1, 'worker', worker, 'lease', lease, 'begun', now_ms, 'before', before, 'last', last, 'trace', ARGV[17])
   redis.call('EXPIRE', KEYS[2], ARGV[8])
   redis.call('XADD', KEYS[3], '1-0', 'e', 'turn.started', 'd',
     '{"turn_id":"' .. turn_id .. '","conversation_id":"' .. conversation_id .. '","ordinal":' .. ordinal .. '}')
