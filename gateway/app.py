@@ -88,6 +88,7 @@ from gateway.transports import (
     admin_usage,
     ag_ui,
     ai_sdk,
+    console,
     conversations,
     docs,
     middleware,
@@ -420,6 +421,8 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         admin_app = admin.app(edge, desk, admin_token, rooms=rooms, prefix=prefix)
         admin_app[admin_turns.LIVE_TURNS] = live_turns
         gateway.internal.add_subapp(prefix, admin_app)
+    if token is not None:
+        gateway.internal.add_routes(console.routes)
     return gateway
 
 

@@ -63,7 +63,8 @@ class ServerSettings(Section, frozen=True, kw_only=True):
         doc("TOML file with `[tenants]` and `[plans]`, followed while it changes; then none are written here"),
     ] = None
     admin_token_file: Annotated[
-        Path | None, doc("Secret that opens the admin API at `/admin/v1` of the internal port; unset: there is none")
+        Path | None,
+        doc("Secret that opens admin API and [console](usage-page.md) on the internal port; unset: there are none"),
     ] = None
     metrics_personas_max: Annotated[
         int,

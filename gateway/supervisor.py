@@ -46,7 +46,7 @@ from gateway.slot import PublicPort, Slot
 from gateway.telemetry.exposition import Scrape, sliced
 from gateway.telemetry.logging import event as log_event
 from gateway.telemetry.workers import WorkersMetrics, merge
-from gateway.transports import admin_relay, ops
+from gateway.transports import admin_relay, console, ops
 from gateway.transports.admin_relay import Relayed
 from gateway.worker_process import WorkerFailed, WorkerProcess
 
@@ -168,6 +168,8 @@ class Supervisor:
         self.internal[admin_relay.RELAY] = self
         self.internal[admin_relay.BODY_MAX] = settings.server.body_max_bytes
         self.internal.add_routes(ops.routes)
+        if settings.server.admin_token_file is not None:  # here, so that it is there also while no worker serves
+            self.internal.add_routes(console.routes)
         self.internal.add_routes(admin_relay.routes)
 
     async def open(self, stopped: asyncio.Event) -> None:

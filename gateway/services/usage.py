@@ -101,8 +101,11 @@ class UsageService:
         if begins < kept:
             earliest = (kept + timedelta(seconds=1)).astimezone(UTC)
             earliest_at = f"{earliest:%Y-%m-%dT%H:%M:%SZ}"
-            raise _invalid(
-                "from", f"Settlements are kept for {_duration(self.keep_s)}; it may be {earliest_at} or later."
+            raise GatewayError(
+                Code.INVALID_VALUE,
+                f"Settlements are kept for {_duration(self.keep_s)}; it may be {earliest_at} or later.",
+                field="from",
+                extra={"earliest": earliest_at},
             )
         return Span(begins, ends, zone)
 

@@ -10,7 +10,9 @@ import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, async_playwright, expect
 
 from tests.page.chromium import find_chromium, launch
+from tests.page.customers import ACME, GLOBEX, Customers
 from tests.page.demo import Demo, running_demo
+from tests.page.operator import TOKEN, Operator
 from tests.page.visitor import Visitor
 
 Arrive = Callable[..., Awaitable[Visitor]]
@@ -72,3 +74,52 @@ def page_folder() -> Path:
     import gateway
 
     return Path(gateway.__file__).parent / "page"
+
+
+@pytest.fixture(scope="session")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A gateway of two workers with an admin token, one for the session."""
+    folder = tmp_path_factory.mktemp("console")
+    token = folder / "admin-token"
+    token.write_text(TOKEN, "utf-8")
+    token.chmod(0o600)
+    settings = {"GATEWAY_ADMIN_TOKEN_FILE": str(token), "GATEWAY_WORKERS": "2", "GATEWAY_LEDGER_LOOK_UP_S": "0.2,0.5"}
+    with running_demo(folder, **settings) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def customers(two_workers: Demo, browser: Browser) -> AsyncIterator[Customers]:
+    """Two tenants of that gateway, of which some turns have been made: completed, failed, stopped and judged ones."""
+    async with async_playwright() as playwright:
+        http = await playwright.request.new_context()
+        made = await Customers.move_in(two_workers, http)
+        await made.ask(ACME, "support", "One #tokens=20 #rate=0", score=8)
+        await made.ask(ACME, "support", "Two #tokens=30 #rate=0", score=-4)
+        await made.ask(ACME, "sales", "Three #tokens=40 #rate=0")
+        await made.ask(GLOBEX, "default", "Four #tokens=50 #rate=0", score=10)
+        await made.ask(GLOBEX, "default", "Five #tokens=60 #rate=200 #fault=cut")
+        stopped = await made.begin(ACME, "sales")
+        assert (await made.post(ACME, f"/v1/turns/{stopped}/stop", {})).ok
+        await made.ending(ACME, stopped)
+        await made.settled(6)
+        yield made
+        await http.dispose()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def desk(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """A browser profile of its own, of a language and a zone that tests can read."""
+    opened = await browser.new_context(viewport={"width": 1280, "height": 860}, locale="en-GB", timezone_id="UTC")
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def operator(customers: Customers, desk: BrowserContext) -> AsyncIterator[Operator]:
+    """Somebody who is signed in; at the end their tab may not have complained."""
+    someone = await Operator.arrive(customers.demo, desk)
+    await someone.sign_in()
+    await expect(someone.see("title")).to_be_visible()
+    yield someone
+    await someone.check_calm()

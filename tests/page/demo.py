@@ -22,6 +22,7 @@ class Demo:
     """What the env file says of a running demo."""
 
     url: str
+    internal_url: str
     publishable_key: str
     secret_key: str
 
@@ -64,6 +65,7 @@ def _wait_for(env_file: Path, process: subprocess.Popen[bytes], log: Path) -> De
             if "GATEWAY_PUBLISHABLE_KEY" in facts:
                 return Demo(
                     url=facts["GATEWAY_URL"],
+                    internal_url=facts["GATEWAY_INTERNAL_URL"],
                     publishable_key=facts["GATEWAY_PUBLISHABLE_KEY"],
                     secret_key=facts["GATEWAY_SECRET_KEY"],
                 )
