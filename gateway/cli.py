@@ -145,31 +145,39 @@ def demo(
 @main.command()
 @CONFIG
 @REDIS_URL
-def check(config: Path | None, redis_url: str | None) -> None:
-    """Validate the settings, print them without secrets, and try Redis, the ledger's PostgreSQL, the upstream."""
+@click.option("--production", is_flag=True, help="Name what is unsafe or missing where real users come.")
+@click.option("--streams", type=click.IntRange(1, 1_000_000), default=1000, help="Streams a worker is to hold [1000].")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="With --production.")
+def check(config: Path | None, redis_url: str | None, production: bool, streams: int, form: str) -> None:
+    """Validate the settings, print them without secrets, and try Redis, the ledger's database, the upstream.
+
+    With --production it looks at much more, and prints what does not hold instead of the settings; its status is 1
+    when something is unsafe or does not work.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from gateway import check as checks
     from gateway.app import upstream_client, vendor_key_ring
+    from gateway.production import report
+    from gateway.production.checklist import judge
+    from gateway.production.finding import Finding
+    from gateway.production.survey import survey
     from gateway.sections import SettingsError
+    from gateway.settings import CONFIG_ENV
 
     settings = load_settings(config, os.environ, _overrides(None, None, redis_url, None), vendor_key=False)
     try:
         keys = checks.check_keys(settings)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
-    console = Console(highlight=False)
-    table = Table("setting", "value", title="Effective settings", title_justify="left", box=None)
-    for key, value in _flat(settings.effective(), ""):
-        table.add_row(key, value)
-    console.print(table)
+    written = config or (Path(os.environ[CONFIG_ENV]) if os.environ.get(CONFIG_ENV) else None)
 
-    async def run() -> list[checks.Finding]:
+    async def run() -> tuple[list[checks.Finding], list[Finding]]:
         client = upstream_client(settings, vendor_key_ring(settings), None)
         try:
             ledger = await checks.check_ledger(settings)
-            return [
+            works = [
                 *keys,
                 checks.check_tenants(settings),
                 checks.check_secrets(settings),
@@ -177,10 +185,22 @@ def check(config: Path | None, redis_url: str | None) -> None:
                 *([ledger] if ledger is not None else []),
                 await checks.check_upstream(client, settings.upstream.base_url),
             ]
+            unsound = judge(await survey(settings, client, config=written, streams=streams)) if production else []
+            return works, unsound
         finally:
             await client.aclose()
 
-    findings = perform(run())
+    findings, unsound = perform(run())
+    if production:
+        click.echo((report.as_json if form == "json" else report.as_text)(findings, unsound))
+        if report.fails(findings, unsound):
+            sys.exit(1)
+        return
+    console = Console(highlight=False)
+    table = Table("setting", "value", title="Effective settings", title_justify="left", box=None)
+    for key, value in _flat(settings.effective(), ""):
+        table.add_row(key, value)
+    console.print(table)
     console.print()
     for finding in findings:
         console.print(

@@ -46,6 +46,7 @@ from gateway.simulator.script import Form
 
 _PREFIX = re.compile(r"^/(?:api|app)(?=/)")
 _AI_SYSTEMS = ("openai", "azure-openai", "anthropic", "google", "mistral", "meta", "cohere")  # the names are made up
+STAND_IN = ("x-simulator", "hyperleap-gateway")  # not the vendor's: told to whoever comes without a key
 _FORMS: dict[str, Form] = {
     "chat-http2": "array",
     "continue": "array",
@@ -113,7 +114,8 @@ class Api:
             return
         key = self._key(exchange)
         if key is None:
-            reply_error(exchange, ApiError(401, "unauthorized", "The API key is missing or not valid."))
+            error = ApiError(401, "unauthorized", "The API key is missing or not valid.")
+            reply_error(exchange, error, [STAND_IN])
             return
         self.served[key] += 1
         if (trace := exchange.headers.get("traceparent")) is not None:

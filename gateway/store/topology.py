@@ -117,6 +117,16 @@ class Master:
     def forget(self) -> None:
         self._address = None
 
+    async def others(self) -> int:
+        """Return how many Sentinels the one that answers first knows of besides itself. Raises one of AWAY."""
+        failure: BaseException | None = None
+        for sentinel in self._sentinels:
+            try:
+                return int((await self._state(sentinel))["num-other-sentinels"])
+            except AWAY as error:
+                failure = error
+        raise failure or AssertionError("a URL names at least one Sentinel")
+
     async def aclose(self) -> None:
         await self._succession.aclose()
         if self._looking is not None:
@@ -160,15 +170,19 @@ class Master:
 
     async def _ask(self, sentinel: Address) -> tuple[int, Address, bool]:
         """Return the election's number, the master's address, and whether this Sentinel thinks that it is down."""
+        state = await self._state(sentinel)
+        down = not {"s_down", "o_down"}.isdisjoint(state["flags"].split(","))
+        return int(state["config-epoch"]), Address(state["ip"], int(state["port"])), down
+
+    async def _state(self, sentinel: Address) -> dict[str, str]:
+        """Return what a Sentinel knows of the service."""
         connection = await self._sentinel_dialler.dial(sentinel)
         try:
             reply = await ask(connection, "SENTINEL", "MASTER", self._service)
         finally:
             await give_up(connection)
         pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-        state = {bytes(name).decode(): bytes(value).decode() for name, value in pairs}
-        down = not {"s_down", "o_down"}.isdisjoint(state["flags"].split(","))
-        return int(state["config-epoch"]), Address(state["ip"], int(state["port"])), down
+        return {bytes(name).decode(): bytes(value).decode() for name, value in pairs}
 
 
 def _no_other() -> None:

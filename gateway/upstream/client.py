@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -36,6 +37,7 @@ from gateway.upstream.clocks import Clocks
 from gateway.upstream.codes import told
 from gateway.upstream.dial import ProbeFacts
 from gateway.upstream.errors import UpstreamError
+from gateway.upstream.greeting import Greeting, greeting_of
 from gateway.upstream.keyring import Credential, KeyRing
 from gateway.upstream.observer import UpstreamObserver
 from gateway.upstream.origin import tls_context
@@ -88,6 +90,15 @@ class HyperleapClient:
     async def probe(self) -> ProbeFacts:
         """Try TCP, TLS, ALPN and SETTINGS without spending a call; raises ConnectFailed."""
         return await self._pool.probe()
+
+    async def greet(self) -> Greeting:
+        """Ask for nothing, without a key, which spends no call; raises GatewayError."""
+        asked_s = time.time()
+        try:
+            async with asyncio.timeout(self._rules.call_timeout_s), self._http.stream("GET", "/") as response:
+                return greeting_of(response.headers, asked_s=asked_s)
+        except (TimeoutError, httpx.HTTPError) as error:
+            raise GatewayError(Code.UPSTREAM_UNAVAILABLE) from error
 
     async def aclose(self) -> None:
         await self._http.aclose()

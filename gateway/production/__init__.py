@@ -1,0 +1,1 @@
+"""What is unsafe or missing where the gateway serves real users: ``hyperleap-gateway check --production``."""
