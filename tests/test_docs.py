@@ -97,3 +97,13 @@ def test_readme_names_only_tests_and_pages_that_exist() -> None:
     named = re.findall(r"`(tests/[\w./]+)`", text) + re.findall(r"\]\((?!https?:)([\w./]+)\)", text)
     assert len(named) > 10
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_pages_name_only_tests_that_exist() -> None:
+    """A page that says what proves it, by file and name, is believed because it can be looked up."""
+    named: list[str] = []
+    for page in (ROOT / "gateway" / "docs").glob("*.md"):
+        named += re.findall(r"`(tests/[\w/]+\.py::\w+)`", page.read_text("utf-8"))
+    assert named
+    for path, _, name in (one.partition("::") for one in named):
+        assert f"def {name}(" in (ROOT / path).read_text("utf-8"), f"{path}::{name}"
