@@ -11,10 +11,9 @@ const ENDED = "gateway_turns_total";
 const FEEDBACK = "gateway_feedback_total";
 const POINTS = "gateway_feedback_points_total";
 const DECIDED = "gateway_limit_decisions_total";
-const REFUSED = "gateway_limit_refusals_total";
 const STARTED = "process_start_time_seconds";
 const HISTOGRAMS = [FIRST_TEXT, BETWEEN, DURATION];
-const WANTED = new Set([ENDED, FEEDBACK, POINTS, DECIDED, REFUSED, STARTED]);
+const WANTED = new Set([ENDED, FEEDBACK, POINTS, DECIDED, STARTED]);
 
 export class Figures {
   #samples;
@@ -46,8 +45,8 @@ export class Figures {
 
   /** Requests that a limit refused: tenant, limit. */
   get refusals() {
-    const refused = this.#samples.filter(({ name, labels }) => name === REFUSED || (name === DECIDED && labels.decision === "refused"));
-    return sumsBy(refused.map((sample) => ({ ...sample, name: REFUSED })), REFUSED, ["tenant", "limit"]).filter(({ value }) => value > 0);
+    const refused = this.#samples.filter(({ labels }) => labels.decision === "refused");
+    return sumsBy(refused, DECIDED, ["tenant", "limit"]).filter(({ value }) => value > 0);
   }
 
   /** Feedback: tenant, persona; how many of each sign, and the mean score. */
