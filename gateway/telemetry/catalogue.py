@@ -44,6 +44,11 @@ AUDIT_TABLE: Final[Table] = {
     "key.removed": Told("info", "tenant key_id kind label", "A start with `--env-file` replaced a key of its own"),
     "tenant.put": Told("info", "tenant added", "A tenant was made in the store, or changed"),
     "tenant.removed": Told("info", "tenant", "A tenant was deleted from the store"),
+    "turn.stop_asked": Told(
+        "info",
+        "tenant turn_id state",
+        "An operator had a turn stopped; `state`: `stopping`, or how it had ended before",
+    ),
     "tenants_file.taken": Told(
         "info",
         "tenants added changed removed plans_changed",
@@ -149,6 +154,7 @@ PARTS: Final[Table] = {
     "inbox.deaf": Told("warning", "", "It does not: readers of turns elsewhere wait longer"),
     "inbox.lost": Told("warning", "", "The connection that it arrives by was lost"),
     "inbox.crashed": Told("error", "", "A mistake of ours while it was taken in"),
+    "readers.untold": Told("warning", "", "Another worker could not be told how many read its turns"),
     "inbox.misunderstood": Told("warning", "kind", "A word that this version does not know"),
     "revocation.heard": Told("warning", "what tenant", "A revocation is carried out here"),
     "revocation.lifted": Told("warning", "tenant", "A tenant is let in again here"),

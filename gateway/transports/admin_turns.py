@@ -7,9 +7,9 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway.core.errors import Code, GatewayError
-from gateway.core.turn import TurnId
 from gateway.services.clock import iso
 from gateway.services.live_turns import LiveTurns, Shown
+from gateway.telemetry import audit
 from gateway.transports.admin import DESK, tenant_of
 from gateway.transports.edge import EDGE, json_answer, turn_id_of
 
@@ -39,7 +39,8 @@ async def list_turns(request: web.Request) -> web.Response:
 async def stop_turn(request: web.Request) -> web.Response:
     """Stop a turn, on whatever worker it runs; its readers are told the reason ``admin``."""
     tenant, turn_id = await tenant_of(request), turn_id_of(request)
-    state = await request.app[EDGE].turns.stop_for_operator(tenant, TurnId(turn_id))
+    with audit.change("turn.stop_asked", tenant=tenant, turn_id=turn_id) as told:
+        state = told["state"] = await request.app[EDGE].turns.stop_for_operator(tenant, turn_id)
     return json_answer({"tenant": tenant, "turn_id": turn_id, "state": state})
 
 

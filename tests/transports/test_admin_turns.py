@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from gateway.core.identity import TenantId
 from gateway.core.turn import TurnId
 from gateway.services.live_turns import LiveTurns
 from gateway.store.live_turns import RedisLiveTurns
+from gateway.telemetry.logging import AUDIT
 from tests.conftest import OTHER_PERSONA_ID, PERSONA_ID, Running, StartGateway
 from tests.transports.client import Answer, Client, check_log, eventually
 from tests.transports.conftest import SignIn
@@ -133,8 +135,11 @@ def _none(call: Call) -> Callable[[], Awaitable[bool]]:
 
 
 @pytest.mark.parametrize("where", ["at_owner", "at_other"])
-async def test_operator_stops_a_turn_on_any_worker_and_its_reader_is_told(pair: Pair, where: str) -> None:
-    """The reader's stream ends with ``turn.stopped`` and the reason ``admin``, whichever worker was asked."""
+async def test_operator_stops_a_turn_on_any_worker_and_its_reader_is_told(
+    pair: Pair, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reader's stream ends with ``turn.stopped`` and the reason ``admin``, whoever was asked; it is audited."""
+    caplog.set_level(logging.INFO, AUDIT)
     call: Call = getattr(pair, where)
     async with pair.owner.ask(await pair.owner.conversation(), LONG) as reader:
         while (event := await reader.next()) is not None and event.name != "message.delta":
@@ -147,6 +152,8 @@ async def test_operator_stops_a_turn_on_any_worker_and_its_reader_is_told(pair: 
     assert (ending.name, ending.data["reason"]) == ("turn.stopped", "admin")
     again = await call("POST", path)
     assert (again.status, again.body["state"]) == (200, "stopped")
+    told = [record for record in caplog.records if record.getMessage() == "turn.stop_asked"]
+    assert [record.name for record in told] == [AUDIT, AUDIT]
 
 
 async def test_turn_whose_worker_is_gone_is_lost_and_can_be_stopped(pair: Pair) -> None:
