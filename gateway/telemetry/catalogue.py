@@ -184,6 +184,15 @@ PARTS: Final[Table] = {
     "store.master_changed": Told("info", "was now", "Sentinel names another master"),
     "store.misnamed": Told("error", "advice", "The servers' names lead nowhere from here"),
     "store.map_unread": Told("warning error", "store", "A Cluster's map of slots could not be read"),
+    "succession.misunderstood": Told("error", "", "What a Sentinel says of another master cannot be understood"),
+    "ledger.export_begun": Told("info", "tenants", "This worker exports the ledger to PostgreSQL"),
+    "ledger.export_failed": Told("warning error", "reason detail", "An attempt failed; the next comes after a pause"),
+    "ledger.export_late": Told(
+        "error", "lag_s kept_s lost", "It is far behind; what is older than Redis keeps would be `lost`"
+    ),
+    "ledger.export_rewound": Told("warning", "tenant", "The store went back in time; its ledger is read again"),
+    "ledger.export_unreadable": Told("error", "entries", "Entries that are no settlement were set aside"),
+    "ledger.export_crashed": Told("error", "", "A mistake of ours while it was exported"),
     "store.slots_moved": Told("info", "now", "Slots of a Cluster are elsewhere"),
 }
 
