@@ -406,6 +406,7 @@ class OwnedTurn(ABC):
         labels = (self.tenant.id, self.heading.persona)
         metrics = self._ports.metrics
         metrics.turn_ended(*labels, state, reason, seconds, self._example())
+        metrics.turn_attempted(ending.error.code if isinstance(ending, TurnFailed) else None)
         metrics.tokens_counted(*labels, usage.prompt_tokens, usage.completion_tokens, usage.source)
         self.span.end(
             reason if state is TurnState.FAILED else None,

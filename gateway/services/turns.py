@@ -6,9 +6,10 @@ Connections come and go (see ``subscriptions``); a turn goes on until the vendor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -95,14 +96,15 @@ class Turns:
         store_unavailable.
         """
         received_s = time.monotonic()
-        self._check(message, idempotency_key, "message")
-        conversation = await self._conversations.of_turn(principal, conversation_id)
-        make = Turn if tokens_max is None else partial(Turn, tokens_max=tokens_max)
-        return await self._start(
-            *(principal, conversation, message, idempotency_key, address, received_s, make),
-            words=message,
-            field="message",
-        )
+        with self._refusals_counted():
+            self._check(message, idempotency_key, "message")
+            conversation = await self._conversations.of_turn(principal, conversation_id)
+            make = Turn if tokens_max is None else partial(Turn, tokens_max=tokens_max)
+            return await self._start(
+                *(principal, conversation, message, idempotency_key, address, received_s, make),
+                words=message,
+                field="message",
+            )
 
     async def run(
         self,
@@ -121,12 +123,25 @@ class Turns:
         ``words`` are the user's in it, to be judged where the tenant wants that. Otherwise as ``start``.
         """
         received_s = time.monotonic()
-        self._check(message, idempotency_key, field := "replacements")
-        return await self._start(
-            *(principal, conversation, message, idempotency_key, address, received_s, make),
-            words=words,
-            field=field,
-        )
+        with self._refusals_counted():
+            self._check(message, idempotency_key, field := "replacements")
+            return await self._start(
+                *(principal, conversation, message, idempotency_key, address, received_s, make),
+                words=words,
+                field=field,
+            )
+
+    @contextlib.contextmanager
+    def _refusals_counted(self) -> Iterator[None]:
+        """Count what raises as a turn that was asked for and not had; one that begins is counted by its ending."""
+        try:
+            yield
+        except GatewayError as error:
+            self._metrics.turn_attempted(error.code)
+            raise
+        except Exception:
+            self._metrics.turn_attempted(Code.INTERNAL)
+            raise
 
     def _check(self, message: str, idempotency_key: str | None, field: str) -> None:
         if self._draining:

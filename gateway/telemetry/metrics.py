@@ -73,6 +73,8 @@ class Metrics:
         PlatformCollector(registry=make.registry)
         GCCollector(registry=make.registry)
 
+        turns.begin(tenants)
+
         # The verbs of those whose callers know nothing but this panel
         self.know_routes = clients.know_routes
         self.request_ended = clients.request_ended
@@ -83,6 +85,7 @@ class Metrics:
         self.reader_lagged = clients.reader_lagged
         self.turn_started = turns.started
         self.turn_ended = turns.ended
+        self.turn_attempted = turns.attempted
         self.turn_taken_over = turns.taken_over
         self.turn_recovered = turns.recovered
         self.turn_settled = turns.settled
@@ -101,6 +104,7 @@ class Metrics:
     def know_tenants(self, tenants: Mapping[str, Collection[str]]) -> None:
         """Add tenants and personas to the labels, as many as there is room for; none is ever taken away."""
         self._labels.know(tenants)
+        self.turns.begin(tenants)
 
     def loop_lagged(self, seconds: float) -> None:
         self._lag_s.of().observe(seconds)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from gateway.core.conversation import SCORE_MAX, SCORE_MIN
-from gateway.core.errors import Code
+from gateway.core.errors import WIRE, Code
 from gateway.core.ledger import Source
 from gateway.core.turn import StopReason, TurnState
 from gateway.telemetry.families import OTHER, Axis, Buckets, Families
@@ -66,6 +67,15 @@ class TurnMetrics:
             Axis(("outcome", "reason"), len(ENDINGS) + len(OUTCOMES) + 1),
             unit="turns",
         )
+        self._attempts = make.counter(
+            "gateway_turn_attempts_total",
+            "Turns asked for, by whether gateway and Hyperleap did their part (yes) or it failed, or was refused at its"
+            " start, with a code of 500 and above (no); what is the caller's own fault is in neither",
+            Axis(("served",), 2),
+            unit="turns",
+        )
+        self._attempts.add(0, "yes")
+        self._attempts.add(0, "no")
         self._cut_off = make.counter(
             "gateway_cutoffs_total",
             "Answers cut off in the middle: a budget was used up (budget), the answer was too long (answer_cap), "
@@ -151,6 +161,13 @@ class TurnMetrics:
             unit="points",
         )
 
+    def begin(self, tenants: Iterable[str]) -> None:
+        """Show what alerts wait for as 0: the first increase of a series that was not there is not seen as one."""
+        for tenant in tenants:
+            if self._labels.of_tenant(tenant) == tenant:
+                for completed in ("yes", "no"):
+                    self._recovered.add(0, tenant, completed)
+
     def started(self, tenant: str, persona: str | None) -> None:
         labels = self._labels.of_persona(tenant, persona)
         self._started.add(1, *labels)
@@ -171,6 +188,13 @@ class TurnMetrics:
         self._live.add(-1, *labels)
         self._ended.add(1, *labels, outcome, reason)
         self._turn_s.of(*GENAI_VALUES, *labels, outcome).observe(seconds, trace_id)
+
+    def attempted(self, fault: Code | None) -> None:
+        """A turn got its ending, or was refused at its start; ``fault`` is the code of its error, if it has one."""
+        if fault is None:
+            self._attempts.add(1, "yes")
+        elif WIRE[fault].http >= 500:
+            self._attempts.add(1, "no")
 
     def taken_over(self, tenant: str, persona: str | None) -> None:
         """A lost worker's turn runs on this one from now on; ``ended`` tells its end."""

@@ -38,6 +38,12 @@ class WorkersMetrics:
             Axis(("outcome",), 2),
             unit="restarts",
         )
+        # The first increase of a series that was not there is not seen as one, and alerts wait for it.
+        for slot in range(slots):
+            for family in (self._ready, self._lost, self._started, self._failed):
+                family.add(0, str(slot))
+        for outcome in ("done", "abandoned"):
+            self._rolls.add(0, outcome)
         ProcessCollector(namespace="gateway_supervisor", registry=make.registry)
 
     def families(self) -> list[Family]:

@@ -105,6 +105,31 @@ async def test_turn_of_a_lost_worker_is_live_where_it_was_taken_over(metrics: Me
     assert seen['gateway_settlements_total{source="read_back",tenant="acme"}'] == 1
 
 
+async def test_attempt_is_missed_where_the_fault_is_not_the_callers(metrics: Metrics) -> None:
+    """Both counts begin at 0; what failed or was refused with a 5xx code is missed, a caller's own fault is neither."""
+    yes, no = 'gateway_turn_attempts_total{served="yes"}', 'gateway_turn_attempts_total{served="no"}'
+    seen = await scrape(metrics)
+    assert (seen[yes], seen[no]) == (0, 0)
+    for fault in (None, Code.UPSTREAM_TRUNCATED, Code.STORE_UNAVAILABLE, Code.RATE_LIMITED, Code.MESSAGE_EMPTY):
+        metrics.turn_attempted(fault)
+    seen = await scrape(metrics)
+    assert (seen[yes], seen[no]) == (1, 2)
+
+
+async def test_recovered_turns_of_a_tenant_are_zero_before_any() -> None:
+    """A tenant's first lost answer is an increase that Prometheus sees, also of a tenant that came after the start."""
+    growing = Metrics({"acme": ["support"]}, personas_max=1)
+    growing.know_tenants({"umbrella": ["default"], "beyond": ["default"]})
+    seen = await scrape(growing)
+    shown = {series for series in seen if series.startswith("gateway_turns_recovered_total")}
+    assert shown == {
+        f'gateway_turns_recovered_total{{completed="{completed}",tenant="{tenant}"}}'
+        for tenant in ("acme", "umbrella")
+        for completed in ("yes", "no")
+    }
+    assert {seen[series] for series in shown} == {0}
+
+
 async def test_turn_of_unknown_labels_is_folded(metrics: Metrics) -> None:
     """An unknown persona keeps its tenant; an unknown tenant or outcome keeps nothing."""
     metrics.turn_started("acme", "sneaky")

@@ -86,7 +86,7 @@ async def test_worker_that_left_is_not_ready_and_counted_when_lost() -> None:
     lines = body.decode().splitlines()
     assert 'gateway_worker_ready{worker="1"} 0.0' in lines
     assert 'gateway_worker_lost_total{worker="1"} 1.0' in lines
-    assert not any(line.startswith('gateway_worker_lost_total{worker="0"}') for line in lines)
+    assert 'gateway_worker_lost_total{worker="0"} 0.0' in lines
     assert 'gateway_worker_failures_total{worker="1"} 1.0' in lines
     assert 'gateway_worker_rolls_total{outcome="abandoned"} 1.0' in lines
 
@@ -116,3 +116,14 @@ async def test_merge_of_many_series_comes_in_pieces_that_take_no_time() -> None:
     assert len(scrape.splitlines()) * 4 - merged.count("\n") == 3 * sum(
         map(scrape.count, ("# HELP", "# TYPE", "# EOF"))
     )
+
+
+async def test_counts_of_workers_are_zero_before_anything_happens() -> None:
+    """The first loss, failure or abandoned roll is an increase that Prometheus sees: its series was there before."""
+    body = await WorkersMetrics(2).scrape("").whole()
+    lines = body.decode().splitlines()
+    for name in ("ready", "lost_total", "starts_total", "failures_total"):
+        assert [line for line in lines if line.startswith(f"gateway_worker_{name}{{")] == [
+            f'gateway_worker_{name}{{worker="{slot}"}} 0.0' for slot in (0, 1)
+        ]
+    assert 'gateway_worker_rolls_total{outcome="abandoned"} 0.0' in lines

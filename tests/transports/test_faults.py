@@ -114,6 +114,8 @@ async def test_fault_that_breaks_an_answer_fails_the_turn_honestly(
     counted = await metric(running, "gateway_turns_total", outcome="failed", reason=fault.code, tenant=running.tenant)
     assert counted == 1
     assert (await client.complete(conversation, "Hi #tokens=1 #rate=0"))[-1].name == "turn.completed"
+    attempts = [await metric(running, "gateway_turn_attempts_total", served=served) for served in ("no", "yes")]
+    assert attempts == [1, 1]
 
 
 async def complete(running: Running, sign_in: SignIn, message: str) -> list[Event]:

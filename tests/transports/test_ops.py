@@ -38,6 +38,17 @@ FAMILIES = [
 ]
 
 
+async def test_refused_turn_counts_as_missed_unless_the_caller_is_at_fault(running: Running, client: Client) -> None:
+    """A turn that is refused at its start is told apart: missed with a 5xx code, and not counted for a bad message."""
+    path = f"/v1/conversations/{await client.conversation()}/turns"
+    assert (await client.call("POST", path, {"message": " "})).status == 422
+    assert await metric(running, "gateway_turn_attempts_total") == 0
+    running.gateway.turns.drain()
+    assert (await client.call("POST", path, {"message": "Hi"})).body["code"] == "draining"
+    assert await metric(running, "gateway_turn_attempts_total", served="no") == 1
+    assert await metric(running, "gateway_turn_attempts_total", served="yes") == 0
+
+
 async def test_metrics_after_a_turn_tell_all_that_was_promised(running: Running, client: Client) -> None:
     """One rated turn shows in every family that the gateway promises, under the tenant's and persona's names."""
     conversation = await client.conversation()
