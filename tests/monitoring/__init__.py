@@ -1,0 +1,1 @@
+"""What Prometheus and Grafana are given, tried as a team would that runs the gateway."""
