@@ -274,6 +274,7 @@ class Redis:
         elsewhere: dict[tuple[Node, bool], list[Call]] = {}
         again: list[Call] = []
         troubles: list[Exception] = []
+        refused = False  # by the server: it may be out of memory, or forbid it
         if failure is not None:  # AWAY, or a fault of ours or of redis-py: whoever waits must hear of it all the same
             refuse(batch.calls, Code.STORE_UNAVAILABLE if isinstance(failure, AWAY) else Code.INTERNAL, failure)
         else:
@@ -291,12 +292,13 @@ class Redis:
                     again.append(call)  # it was not processed, as some of its keys are here and some there
                     continue
                 refuse([call], Code.STORE_UNAVAILABLE, reply)
+                refused = True
                 if away(reply):
                     troubles.append(reply)
         self._judge(node, failure, troubles, trial=batch.trial)
         if self._observer is not None:
             seconds = time.perf_counter() - batch.began_s
-            self._observer(seconds, len(batch.calls), failure is not None or bool(troubles))
+            self._observer(seconds, len(batch.calls), failure is not None or refused)
         for (target, ask_first), moved in elsewhere.items():  # within the same time
             self._send(target, moved, batch.deadline_s, asking=ask_first, hops=batch.hops + 1)
         if again:

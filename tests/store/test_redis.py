@@ -201,6 +201,19 @@ async def test_call_refused_by_the_server_fails_alone(store: Redis, tenant: Tena
     assert results[2] == b"x"
 
 
+async def test_call_refused_by_the_server_counts_as_failed(open_redis: OpenRedis, tenant: TenantId) -> None:
+    """A server that refuses, as one without memory does, shows in the metrics though it is not away."""
+    seen: list[bool] = []
+    store = open_redis(observer=lambda seconds, commands, failed: seen.append(failed))
+    key = f"hg:{{{tenant}}}:test"
+    await store.call("RPUSH", key, "no number")
+    with pytest.raises(GatewayError):
+        await store.call("INCR", key)
+    await store.call("EXPIRE", key, 60)
+    assert seen == [False, True, False]
+    assert store.healthy_s() == float("inf")
+
+
 async def test_call_that_cannot_be_encoded_hangs_nobody(store: Redis, tenant: TenantId) -> None:
     """An argument that no UTF-8 can carry is an error for its sender and hangs neither him nor his neighbours."""
     async with asyncio.timeout(5):
