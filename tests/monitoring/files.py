@@ -75,8 +75,8 @@ def filled(query: str, values: Mapping[str, str]) -> str:
 
 ALL: Final = {  # every variable as it is when a dashboard is opened, and what Grafana has of its own
     **dict.fromkeys(("job", "instance", "tenant", "persona", "key"), ".*"),
-    "__rate_interval": "1m",
-    "__range": "3h",
+    "__rate_interval": "5m",
+    "__range": "1h",
 }
 
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"')

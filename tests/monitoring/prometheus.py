@@ -19,6 +19,7 @@ from tests.monitoring.files import PROMETHEUS, RULE_FILES, load_yaml
 FASTER: Final = 60  # what takes a minute in the files takes a second here
 WITHIN_S: Final = 60.0  # far beyond what any alert takes here; only one that never fires reaches it
 STEP_S: Final = 15.0 / FASTER
+SCRAPE: Final = "1250ms"  # not as much faster: a scrape waits a second for a worker that stands still
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+)(ms|[smhd])")
 
@@ -60,12 +61,13 @@ def faster_rules(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def faster_config(target: str) -> dict[str, Any]:
+def faster_config(target: str, gateway_url: str) -> dict[str, Any]:
     """Return the configuration with one target in the place of those that are found by name."""
     loaded: dict[str, Any] = load_yaml(PROMETHEUS / "scrape.yaml")
-    for name in ("scrape_interval", "evaluation_interval"):
-        loaded["global"][name] = faster(loaded["global"][name])
-    loaded["global"]["scrape_timeout"] = loaded["global"]["scrape_interval"]
+    everything = loaded["global"]
+    everything["evaluation_interval"] = faster(everything["evaluation_interval"])
+    everything["scrape_interval"] = everything["scrape_timeout"] = SCRAPE
+    everything["external_labels"]["gateway_url"] = gateway_url
     (job,) = loaded["scrape_configs"]
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": [target]}]
@@ -75,10 +77,9 @@ def faster_config(target: str) -> dict[str, Any]:
 class Prometheus:
     """A running server, asked over its API."""
 
-    def __init__(self, url: str, http: ClientSession, child: Child) -> None:
+    def __init__(self, url: str, http: ClientSession) -> None:
         self.url = url
         self._http = http
-        self._child = child
         self.began_s = time.time()
 
     async def query(self, query: str) -> list[Series]:
@@ -136,7 +137,9 @@ class Prometheus:
                     await asyncio.sleep(STEP_S)
         except TimeoutError:
             wrong = set(names) - fired if "never" in complaint else set(names) & fired
-            raise AssertionError(f"{sorted(wrong)} {complaint} within {within_s:g} s; firing: {sorted(fired)}") from None
+            raise AssertionError(
+                f"{sorted(wrong)} {complaint} within {within_s:g} s; firing: {sorted(fired)}"
+            ) from None
 
     async def _ask(self, path: str, **parameters: str | float) -> Any:
         async with self._http.get(f"{self.url}/api/v1/{path}", params=parameters) as response:
@@ -146,12 +149,12 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus(directory: Path, target: str) -> AsyncIterator[Prometheus]:
+async def prometheus(directory: Path, target: str, gateway_url: str) -> AsyncIterator[Prometheus]:
     """Run a Prometheus that scrapes this target by the repository's configuration, rules and alerts."""
     directory.mkdir()
     for path in RULE_FILES:
         (directory / path.name).write_text(yaml.safe_dump(faster_rules(path)), "utf-8")
-    (directory / "scrape.yaml").write_text(yaml.safe_dump(faster_config(target)), "utf-8")
+    (directory / "scrape.yaml").write_text(yaml.safe_dump(faster_config(target, gateway_url)), "utf-8")
     port = free_port()
     command = [
         *("prometheus", f"--config.file={directory / 'scrape.yaml'}", f"--storage.tsdb.path={directory / 'data'}"),
@@ -161,7 +164,7 @@ async def prometheus(directory: Path, target: str) -> AsyncIterator[Prometheus]:
         Child("prometheus", command, directory / "prometheus.log") as child,
         ClientSession(timeout=ClientTimeout(total=10)) as http,
     ):
-        server = Prometheus(f"http://127.0.0.1:{port}", http, child)
+        server = Prometheus(f"http://127.0.0.1:{port}", http)
         await _ready(server.url, http, child)
         yield server
 

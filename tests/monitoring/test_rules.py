@@ -24,6 +24,7 @@ from tests.monitoring.files import (
     panels,
     rules,
 )
+from tests.monitoring.prometheus import faster_query
 
 OF_PROMETHEUS = {"up", "ALERTS"}
 OF_PROCESSES = {  # prometheus-client's own, on Linux
@@ -142,3 +143,19 @@ def test_first_token_objective_lies_on_a_bucket() -> None:
 def test_metrics_of_a_query_are_found(query: str, names: set[str]) -> None:
     """Labels, strings, functions and durations are no metrics."""
     assert metrics_of(query) == names
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("gateway:slo_burn:rate5m > 2", "gateway:slo_burn:rate5m > 2"),
+        ("avg_over_time(x:rate5m[1h]) > 5 / 3600", "avg_over_time(x:rate5m[60000ms]) > 5 / 3600"),
+        (
+            "max_over_time(x[10m:1m]) or y[3d] offset 30s",
+            "max_over_time(x[10000ms:1000ms]) or y[4320000ms] offset 500ms",
+        ),
+    ],
+)
+def test_only_times_of_a_query_are_made_faster(query: str, told: str) -> None:
+    """The live test changes windows and offsets, so that what it fires is the alerts themselves."""
+    assert faster_query(query) == told
