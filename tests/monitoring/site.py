@@ -87,8 +87,9 @@ TENANTS: Final = {
 class Site:
     """Its processes, and what strikes them. Signals go to pids of its own only."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, ledger_url: str) -> None:
         self.directory = directory
+        self._ledger_url = ledger_url
         self.port, self.internal_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.internal_url = f"http://127.0.0.1:{self.internal_port}"
@@ -147,6 +148,7 @@ class Site:
         command += ["--config", str(self.directory / "gateway.toml"), "--env-file", str(self.directory / "gateway.env")]
         environ = clean_environ() | {
             "HYPERLEAP_API_KEY": VENDOR_KEY,
+            "GATEWAY_LEDGER_URL": self._ledger_url,
             "GATEWAY_DATA_DIR": str(self.directory / "data"),
             "GATEWAY_LOG_LEVEL": "warning",
             "GATEWAY_LOG_FORMAT": "json",
@@ -187,9 +189,9 @@ class Site:
 
 
 @asynccontextmanager
-async def site(directory: Path) -> AsyncIterator[Site]:
-    """Start a site; leaving this ends every process of it."""
-    place = Site(directory)
+async def site(directory: Path, ledger_url: str) -> AsyncIterator[Site]:
+    """Start a site, which exports its ledger; leaving this ends every process of it."""
+    place = Site(directory, ledger_url)
     try:
         await place.open()
         yield place

@@ -28,6 +28,7 @@ from tests.monitoring.files import ALL, alerts, filled, metrics_of, needs_promet
 from tests.monitoring.prometheus import STEP_S, Prometheus, eventually, faster_query, prometheus
 from tests.monitoring.site import TENANTS, Site, site, tenant
 from tests.monitoring.traffic import WELL, Traffic, User, idle_connections, stalled_readers, traffic
+from tests.postgres import PostgresServer
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,10 +43,12 @@ OF_A_SLOW_MACHINE: Final = {"GatewayLoopLags", "GatewayRedisSlow"}  # which say 
 BURNS: Final = ("GatewayAvailabilityFastBurn", "GatewayAvailabilitySlowBurn")
 
 
-async def test_every_panel_has_data_and_every_alert_fires_by_its_fault_and_ends(tmp_path: Path) -> None:
+async def test_every_panel_has_data_and_every_alert_fires_by_its_fault_and_ends(
+    tmp_path: Path, own_postgres: PostgresServer
+) -> None:
     """Nothing fires while all is well; each alert fires for what it is about, and ends when that is mended."""
     async with (
-        site(tmp_path) as place,
+        site(tmp_path, own_postgres.url(await own_postgres.database())) as place,
         traffic(place) as users,
         prometheus(tmp_path / "prometheus", f"127.0.0.1:{place.internal_port}", place.url) as server,
     ):
@@ -54,13 +57,16 @@ async def test_every_panel_has_data_and_every_alert_fires_by_its_fault_and_ends(
         for name in ("acme", "careful"):
             users.visit(name)
         await all_is_well(server)
+        own_postgres.kill()
         await traffic_fails(place, users, server)
+        await server.fires("GatewayLedgerExportLags")
+        await own_postgres.start()
         await redis_fails(place, users, server)
         await processes_fail(place, users, server)
         await gateway_ends(place, server)
         await hyperleap_ends(place, server)
         await server.fires("GatewayAvailabilityBudgetDwindles")
-        await server.resolves("GatewayRollAbandoned")
+        await server.resolves("GatewayRollAbandoned", "GatewayLedgerExportLags")
         ever = await server.query('max by (alertname) (max_over_time(ALERTS{alertstate="firing"}[10m]))')
         assert {series.labels["alertname"] for series in ever} == set(alerts())
         never = [
