@@ -1,13 +1,15 @@
 # syntax=docker/dockerfile:1
 # Two stages: wheels are built in the first, the second holds only what runs. BASE may be any image with Python >= 3.11.
 ARG BASE=python:3.13-slim
+ARG EXTRAS=embedded,postgres,otel
 
 FROM ${BASE} AS build
+ARG EXTRAS
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway ./gateway
 RUN python3 -m venv /opt/gateway \
- && /opt/gateway/bin/pip install --no-cache-dir --disable-pip-version-check ".[embedded]"
+ && /opt/gateway/bin/pip install --no-cache-dir --disable-pip-version-check ".[${EXTRAS}]"
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="hyperleap-gateway" \
