@@ -1,0 +1,200 @@
+"""``deploy/compose.yaml``: a valid Compose file whose parts fit each other, our settings and the image."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import ClientSession
+
+from gateway.check import check_keys, check_secrets
+from gateway.lifecycle import drain_longest_s
+from gateway.settings import load
+from gateway.simulator.server import DEFAULT_API_KEY, Simulator, SimulatorSettings
+from tests.test_commands import run
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+GATEWAYS = ("gateway-1", "gateway-2")
+VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+
+
+def demo_env() -> dict[str, str]:
+    lines = (DEPLOY / "demo.env").read_text("utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def composed(environ: Mapping[str, str]) -> Any:
+    """Read the file as Compose does with these variables."""
+
+    def value(match: re.Match[str]) -> str:
+        name, kind, words = match.groups()
+        if environ.get(name):
+            return environ[name]
+        assert kind != "?", f"{name}: {words}"
+        return words if kind == "-" else ""
+
+    def filled(node: Any) -> Any:
+        match node:
+            case dict():
+                return {key: filled(one) for key, one in node.items()}
+            case list():
+                return [filled(one) for one in node]
+            case str():
+                return VARIABLE.sub(value, node)
+        return node
+
+    return filled(yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8")))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory where ``secrets.sh`` was run, twice: the second changes nothing."""
+    directory = tmp_path_factory.mktemp("deploy")
+    script = shutil.copy(DEPLOY / "secrets.sh", directory)
+    subprocess.run([script], check=True, capture_output=True, env={"PATH": "/usr/bin:/bin"})
+    before = {path.name: path.read_bytes() for path in (directory / "secrets").iterdir()}
+    subprocess.run([script], check=True, capture_output=True, env={"PATH": "/usr/bin:/bin", "HYPERLEAP_API_KEY": "x"})
+    assert {path.name: path.read_bytes() for path in (directory / "secrets").iterdir()} == before
+    assert (directory / "secrets").stat().st_mode & 0o777 == 0o700
+    return directory
+
+
+def environment(document: Any, name: str, directory: Path) -> dict[str, str]:
+    """The variables of a service, with its secrets where ``secrets.sh`` has made them."""
+    service = document["services"][name]
+    mounted = {f"/run/secrets/{one}": directory / document["secrets"][one]["file"] for one in service["secrets"]}
+    found = {}
+    for key, text in service["environment"].items():
+        if text.startswith("/run/secrets/"):
+            assert text in mounted, f"{key} of {name} is not mounted"
+            text = str(mounted[text])
+        found[key] = text
+    return found
+
+
+def test_compose_file_is_valid() -> None:
+    """The schema of the Compose specification finds nothing."""
+    pytest.importorskip("check_jsonschema", reason="no check-jsonschema: pip install check-jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    told = subprocess.run([*command, str(DEPLOY / "compose.yaml")], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
+
+
+def test_every_mount_secret_network_and_volume_is_there() -> None:
+    """Whatever a service names exists: files in ``deploy``, secrets that ``secrets.sh`` makes, the rest in the file."""
+    document = composed(demo_env())
+    for name, service in document["services"].items():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert (DEPLOY / source).exists() if source.startswith(".") else source in document["volumes"], (
+                name,
+                volume,
+            )
+        networks = service["networks"]
+        assert set(networks) <= set(document["networks"]), name
+        assert set(service.get("secrets", ())) <= set(document["secrets"]), name
+        assert set(service.get("depends_on", ())) <= set(document["services"]), name
+    script = (DEPLOY / "secrets.sh").read_text("utf-8")
+    for secret in document["secrets"]:
+        assert re.search(rf"\b{secret}\b", script), secret
+
+
+def test_every_service_is_held_down() -> None:
+    """All have a read-only root, no capability but one, no new privileges, limits, one version of an image, a check."""
+    for name, service in composed(demo_env())["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "caddy" else []), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "healthcheck" in service, name
+        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
+        image, _, tag = service["image"].rpartition(":")
+        assert image, name
+        assert "build" in service or re.match(r"v?\d+(\.\d+)+", tag), f"{name}: {tag} is not one version"
+
+
+def test_only_caddy_is_open_to_others() -> None:
+    """No port but the proxy's is published beyond this machine, and none of a gateway at all."""
+    for name, service in composed(demo_env())["services"].items():
+        for port in service.get("ports", ()):
+            assert name == "caddy" or port.startswith("127.0.0.1:"), (name, port)
+        assert not (name in GATEWAYS and service.get("ports"))
+    assert composed(demo_env())["networks"]["store"] == {"internal": True}
+
+
+def test_gateways_load_with_what_they_are_given(made: Path) -> None:
+    """Both have the same settings, which hold: real names, readable secrets, and more time to stop than they take."""
+    document = composed(demo_env())
+    environs = [environment(document, name, made) for name in GATEWAYS]
+    assert environs[0] == environs[1]
+    settings = load(None, environs[0])
+    settings.tenant_values()
+    assert check_secrets(settings).ok
+    assert all(finding.ok for finding in check_keys(settings))
+    for name in GATEWAYS:
+        grace_s = float(document["services"][name]["stop_grace_period"].removesuffix("s"))
+        assert grace_s > drain_longest_s(settings)
+    assert made.joinpath("secrets/hyperleap-api-key").read_text().strip() == DEFAULT_API_KEY
+
+
+def test_names_of_the_services_are_those_the_others_use(made: Path) -> None:
+    """Caddy, Prometheus, the store's URL and the trusted proxy mean services that are on a network with who asks."""
+    document = composed(demo_env())
+    services = document["services"]
+    settings = load(None, environment(document, GATEWAYS[0], made))
+
+    def share(one: str, other: str) -> set[str]:
+        return set(services[one]["networks"]) & set(services[other]["networks"])
+
+    caddyfile = (DEPLOY / "proxy" / "Caddyfile").read_text("utf-8")
+    given = services["caddy"]["environment"]
+    assert set(re.findall(r"\bPROXY_\w+", caddyfile)) >= set(given)
+    assert given["PROXY_GATEWAYS"].split() == [f"{name}:8080" for name in GATEWAYS]
+    dockerfile = (DEPLOY.parent / "Dockerfile").read_text("utf-8")
+    assert f"EXPOSE 8080 {given['PROXY_READY_PORT']}" in dockerfile
+    address = settings.redis.address()
+    assert address is not None
+    assert re.search(r"//(\w+):", address)[1] == "valkey"  # type: ignore[index]  # a failure is a failure here
+    for name in GATEWAYS:
+        assert share("caddy", name) == {"edge"}
+        assert share("valkey", name) == {"store"}
+        assert share("prometheus", name) == {"watch"}
+        assert services[name]["networks"]["watch"]["aliases"] == ["gateway"]
+    assert not share("caddy", "valkey")
+    address = services["caddy"]["networks"]["edge"]["ipv4_address"]
+    assert settings.server.trusted_proxies == (f"{address}/32",)
+    assert settings.upstream.base_url == "h2c://simulator:8443"
+    assert share("simulator", GATEWAYS[0]) == {"edge"}
+
+
+def test_image_has_what_the_file_asks_for() -> None:
+    """The build's argument is one of the Dockerfile's, and the user can write to nothing but what is mounted."""
+    (argument,) = composed(demo_env())["x-image"]["build"]["args"]
+    assert f"ARG {argument}=" in (DEPLOY.parent / "Dockerfile").read_text("utf-8")
+
+
+def test_real_name_is_asked_for() -> None:
+    """Without a persona nothing starts, and the words say what to do."""
+    with pytest.raises(AssertionError, match=r"HYPERLEAP_PERSONA_ID: set it in \.env"):
+        composed({})
+
+
+async def test_gateway_starts_with_the_environment_of_the_file(made: Path, tmp_path: Path, store_url: str) -> None:
+    """What a container is given starts a gateway that is ready, with the store and the vendor put at loopback."""
+    async with Simulator(SimulatorSettings(h2c=True)) as simulator:
+        environ = environment(composed(demo_env()), GATEWAYS[0], made)
+        environ |= {"GATEWAY_REDIS_URL": store_url, "HYPERLEAP_BASE_URL": simulator.url, "GATEWAY_DRAIN_NOTICE_S": "0"}
+        arguments = ("--port", "0", "--internal-port", "0", "--env-file", str(tmp_path / "gateway.env"))
+        async with run(tmp_path, "serve", *arguments, **environ) as command:
+            facts = await command.facts()
+            async with ClientSession() as http, http.get(f"{facts['GATEWAY_INTERNAL_URL']}/readyz") as response:
+                assert response.status == 200, await response.text()
+            await command.end()
+            assert command.process.returncode == 0
