@@ -16,5 +16,6 @@ keep() {
 for name in pepper signing-key admin-token postgres-password grafana-password; do
     keep "$name" "$(random)"
 done
+keep ledger-url "postgresql://gateway:$(cat secrets/postgres-password)@postgres:5432/gateway"
 keep hyperleap-api-key "${HYPERLEAP_API_KEY:-sim-key}"
 echo "secrets are in $(pwd)/secrets; the password of Grafana's user admin is in grafana-password"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import redis.asyncio
 import yaml
 from aiohttp import ClientSession
 
@@ -18,7 +23,10 @@ from gateway.check import check_keys, check_secrets
 from gateway.lifecycle import drain_longest_s
 from gateway.settings import load
 from gateway.simulator.server import DEFAULT_API_KEY, Simulator, SimulatorSettings
+from gateway.store.embedded import find_servers
+from tests.store.topologies import free_port
 from tests.test_commands import run
+from tests.transports.client import eventually
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GATEWAYS = ("gateway-1", "gateway-2")
@@ -162,7 +170,13 @@ def test_names_of_the_services_are_those_the_others_use(made: Path) -> None:
     address = settings.redis.address()
     assert address is not None
     assert re.search(r"//(\w+):", address)[1] == "valkey"  # type: ignore[index]  # a failure is a failure here
+    ledger = urlsplit(made.joinpath("secrets/ledger-url").read_text("ascii").strip())
+    given = services["postgres"]["environment"]
+    assert (ledger.hostname, ledger.port) == ("postgres", 5432)
+    assert (ledger.username, ledger.path) == (given["POSTGRES_USER"], f"/{given['POSTGRES_DB']}")
+    assert ledger.password == made.joinpath("secrets/postgres-password").read_text("ascii").strip()
     for name in GATEWAYS:
+        assert share("postgres", name) == {"store"}
         assert share("caddy", name) == {"edge"}
         assert share("valkey", name) == {"store"}
         assert share("prometheus", name) == {"watch"}
@@ -184,6 +198,32 @@ def test_real_name_is_asked_for() -> None:
     """Without a persona nothing starts, and the words say what to do."""
     with pytest.raises(AssertionError, match=r"HYPERLEAP_PERSONA_ID: set it in \.env"):
         composed({})
+
+
+async def test_store_keeps_what_it_is_given(tmp_path: Path) -> None:
+    """A Valkey with the command of the file forgets nothing by itself, and a second's worth at most when it crashes."""
+    program, *arguments = shlex.split(composed(demo_env())["services"]["valkey"]["command"])
+    assert program == "valkey-server"
+    port = free_port()
+    server = await asyncio.create_subprocess_exec(
+        str(find_servers()[0].path),
+        *(argument.replace("/data", str(tmp_path)) for argument in arguments),
+        *("--port", str(port), "--bind", "127.0.0.1", "--logfile", str(tmp_path / "log")),
+    )
+    try:
+        async with redis.asyncio.Redis(port=port) as client:
+
+            async def answers() -> bool:
+                with contextlib.suppress(redis.ConnectionError):
+                    return bool(await client.ping())
+                return False
+
+            await eventually(answers, "the store to answer", within_s=20)
+            for name, value in (("appendonly", "yes"), ("appendfsync", "everysec"), ("maxmemory-policy", "noeviction")):
+                assert await client.config_get(name) == {name: value}
+    finally:
+        server.terminate()
+        await server.wait()
 
 
 async def test_gateway_starts_with_the_environment_of_the_file(made: Path, tmp_path: Path, store_url: str) -> None:
