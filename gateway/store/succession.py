@@ -69,8 +69,8 @@ class Succession:
                     message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
                     if message is not None:
                         self._take(bytes(message["data"]).decode().split())
-            except AWAY:
-                pass  # whoever needs the master asks all of them, and says when none answers
+            except AWAY as error:  # the others tell it too, and whoever needs the master asks all of them
+                throttled(logger, "succession.unheard", error=error, sentinel=str(sentinel))
             except Exception as error:  # nobody awaits this task
                 throttled(logger, "succession.misunderstood", level=logging.ERROR, error=error)
             finally:

@@ -184,6 +184,7 @@ PARTS: Final[Table] = {
     "store.master_changed": Told("info", "was now", "Sentinel names another master"),
     "store.misnamed": Told("error", "advice", "The servers' names lead nowhere from here"),
     "store.map_unread": Told("warning error", "store", "A Cluster's map of slots could not be read"),
+    "succession.unheard": Told("warning", "sentinel", "A Sentinel cannot be listened to; the others are"),
     "succession.misunderstood": Told("error", "", "What a Sentinel says of another master cannot be understood"),
     "ledger.export_begun": Told("info", "tenants", "This worker exports the ledger to PostgreSQL"),
     "ledger.export_failed": Told("warning error", "reason detail", "An attempt failed; the next comes after a pause"),
