@@ -56,6 +56,9 @@ class Ground:
         self.environ = {
             "HYPERLEAP_API_KEY_FILE": self.secret("vendor-key", VENDOR_KEY),
             "HYPERLEAP_PLAN_LIMIT": "none",
+            "GATEWAY_PRICES_CURRENCY": "USD",
+            "GATEWAY_PRICES_PROMPT_PER_MILLION": "2.50",
+            "GATEWAY_PRICES_COMPLETION_PER_MILLION": "10",
             "GATEWAY_DATA_DIR": str(directory / "data"),
             "GATEWAY_HOST": "0.0.0.0",
             "GATEWAY_PUBLIC_URL": "https://chat.example.com",
@@ -280,6 +283,17 @@ def old_signing_key(ground: Ground) -> None:
     os.utime(ground.environ["GATEWAY_SIGNING_KEY_FILE"], (made_s, made_s))
 
 
+def unpriced(ground: Ground) -> None:
+    for name in ("CURRENCY", "PROMPT_PER_MILLION", "COMPLETION_PER_MILLION"):
+        del ground.environ[f"GATEWAY_PRICES_{name}"]
+
+
+def ledger_file(ground: Ground) -> None:
+    path = ground.secret("ledger-url", "postgresql://gateway:pw@db.example/usage")
+    ground.environ["GATEWAY_LEDGER_URL_FILE"] = path
+    Path(path).chmod(0o644)
+
+
 def readable(name: str) -> Callable[[Ground], None]:
     return lambda ground: Path(ground.environ[name]).chmod(0o644)
 
@@ -299,6 +313,8 @@ CASES: list[tuple[str, Callable[[Ground], None], str]] = [
     ("origin-of-a-desk", rewritten('"https://app', '"http://localhost:3000", "https://app'), "http://localhost:3000"),
     ("internal-reachable", set_(GATEWAY_INTERNAL_HOST="::"), "the admin API"),
     ("key-in-environment", in_environment, "HYPERLEAP_API_KEY"),
+    ("key-in-environment", set_(GATEWAY_LEDGER_URL="postgresql://gateway:pw@db.example/usage"), "GATEWAY_LEDGER_URL"),
+    ("secret-readable", ledger_file, "ledger-url"),
     ("secret-readable", readable("GATEWAY_PEPPER_FILE"), "pepper"),
     ("secret-readable", readable("HYPERLEAP_API_KEY_FILE"), "vendor-key"),
     ("secret-readable", readable("GATEWAY_ADMIN_TOKEN_FILE"), "admin-token"),
@@ -314,6 +330,7 @@ CASES: list[tuple[str, Callable[[Ground], None], str]] = [
     ("users-unlimited", written("limits.user.requests_per_min = 0"), "tenant acme"),
     ("users-unlimited", written("limits.user.concurrent_turns = 0"), "tenant acme"),
     ("no-budget", rewritten("limits.tenant.tokens_per_month = 1_000_000", ""), "tenant acme"),
+    ("no-prices", unpriced, "tenant acme: what turns of default cost"),
     ("unjudged-sent", written('moderation = { messages = true, when_unavailable = "open" }'), "tenant acme"),
     ("one-worker", set_(GATEWAY_WORKERS=None), "one process"),
     ("one-worker", set_(GATEWAY_WORKERS="1"), "one process"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.core.vendor_keys import DEFAULT_KEY
+from gateway.ledger_url import LedgerUrl
 from gateway.production.finding import Rule, Scene, Severity
 from gateway.secret_files import PEPPER, SIGNING_KEY
 from gateway.store_url import StoreUrl
@@ -19,6 +20,9 @@ from gateway.upstream.key_files import KeyFiles, labels_of
 def _environment(scene: Scene) -> Iterator[str]:
     if scene.settings.upstream.api_key is not None:
         yield "HYPERLEAP_API_KEY holds the vendor key itself"
+    ledger = scene.settings.ledger.url
+    if ledger is not None and LedgerUrl.parse(ledger.reveal()).password:
+        yield "GATEWAY_LEDGER_URL holds the password of the ledger's database"
 
 
 def _files(scene: Scene) -> Iterator[Path]:
@@ -31,6 +35,7 @@ def _files(scene: Scene) -> Iterator[Path]:
         sessions.signing_key_file or (server.data_dir / SIGNING_KEY if made else None),
         sessions.previous_signing_key_file,
         server.admin_token_file,
+        settings.ledger.url_file,
     )
     yield from (path for path in named if path is not None)
     keys = KeyFiles(settings.upstream)
@@ -95,7 +100,7 @@ SECRET_RULES: Final = (
         name="key-in-environment",
         severity=Severity.UNSAFE,
         why="An environment is shown by `docker inspect`, in /proc and in reports of crashes, and children inherit it.",
-        do="Mount the key as a file and set HYPERLEAP_API_KEY_FILE, or HYPERLEAP_KEYS_DIR, instead.",
+        do="Mount it as a file and set HYPERLEAP_API_KEY_FILE, HYPERLEAP_KEYS_DIR or GATEWAY_LEDGER_URL_FILE instead.",
         look=_environment,
     ),
     Rule(

@@ -60,6 +60,12 @@ def _budget(tenant: Tenant) -> str | None:
     return "no budget ends what it costs"
 
 
+def _prices(tenant: Tenant) -> str | None:
+    aliases = (*tenant.personas, *tenant.prompts)
+    unpriced = sorted(alias for alias in aliases if tenant.prices.of(alias) is None)
+    return f"what turns of {', '.join(unpriced)} cost is not known" if unpriced else None
+
+
 def _unjudged(tenant: Tenant) -> str | None:
     if tenant.moderation.messages and tenant.moderation.open:
         return "a message that cannot be judged is sent"
@@ -102,6 +108,13 @@ TENANT_RULES: Final = (
         why="Rates pace what a stolen key or a loop costs; only a budget ends it.",
         do="Set `limits.tenant.tokens_per_day` or `tokens_per_month` (GATEWAY_LIMITS_TENANT_TOKENS_PER_MONTH).",
         look=_each(_budget),
+    ),
+    Rule(
+        name="no-prices",
+        severity=Severity.ADVICE,
+        why="Usage is told in tokens only; costs cannot be worked out for turns that were settled without a price.",
+        do="Write `[prices]`, or `prices` of the tenant or its plan (GATEWAY_PRICES_PROMPT_PER_MILLION …).",
+        look=_each(_prices),
     ),
     Rule(
         name="unjudged-sent",
