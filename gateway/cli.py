@@ -145,11 +145,14 @@ def demo(
 @main.command()
 @CONFIG
 @REDIS_URL
+@click.option("--all", "every", is_flag=True, help="Print settings at their defaults too.")
 @click.option("--production", is_flag=True, help="Name what is unsafe or missing where real users come.")
 @click.option("--streams", type=click.IntRange(1, 1_000_000), default=1000, help="Streams a worker is to hold [1000].")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="With --production.")
-def check(config: Path | None, redis_url: str | None, production: bool, streams: int, form: str) -> None:
-    """Validate the settings, print them without secrets, and try Redis, the ledger's database, the upstream.
+def check(config: Path | None, redis_url: str | None, every: bool, production: bool, streams: int, form: str) -> None:
+    """Validate the settings and print them without secrets; try Redis, the ledger's database and the upstream.
+
+    Settings at their defaults are left out.
 
     With --production it looks at much more, and prints what does not hold instead of the settings; its status is 1
     when something is unsafe or does not work.
@@ -164,7 +167,7 @@ def check(config: Path | None, redis_url: str | None, production: bool, streams:
     from gateway.production.finding import Finding
     from gateway.production.survey import survey
     from gateway.sections import SettingsError
-    from gateway.settings import CONFIG_ENV
+    from gateway.settings import CONFIG_ENV, Settings
 
     settings = load_settings(config, os.environ, _overrides(None, None, redis_url, None), vendor_key=False)
     try:
@@ -197,10 +200,16 @@ def check(config: Path | None, redis_url: str | None, production: bool, streams:
             sys.exit(1)
         return
     console = Console(highlight=False)
+    usual = set() if every else {*_flat(Settings().effective(), "")}
+    rows = _flat(settings.effective(), "")
+    told = [row for row in rows if row not in usual and (every or row[1] != "–")]
     table = Table("setting", "value", title="Effective settings", title_justify="left", box=None)
-    for key, value in _flat(settings.effective(), ""):
+    for key, value in told:
         table.add_row(key, value)
-    console.print(table)
+    if told:
+        console.print(table)
+    if len(told) < len(rows):
+        console.print(f"{len(rows) - len(told)} settings are at their defaults; --all shows them.")
     console.print()
     for finding in findings:
         console.print(

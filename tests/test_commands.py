@@ -376,6 +376,10 @@ async def test_check_unreachable_upstream_fails_without_showing_the_key(tmp_path
             out, err = await command.finish()
             assert command.process.returncode == 0, out + err
             assert "ALPN h2" in out
+            assert "upstream.base_url" in out
+            assert "redis.timeout_s" not in out
+        async with run(tmp_path, "check", "--all", **good) as command:
+            assert "redis.timeout_s" in (await command.finish())[0]
         assert upstream.bill.runs == []
     async with run(tmp_path, "check", **environ, HYPERLEAP_BASE_URL="https://127.0.0.1:9") as command:
         out, err = await command.finish()
