@@ -295,6 +295,9 @@ class Redis:
                 refused = True
                 if away(reply):
                     troubles.append(reply)
+                else:  # its kind only: what a server says may repeat what it was sent
+                    kind = type(reply).__name__
+                    throttled(logger, f"refused:{kind}", "store.refused", store=node.name, reason=kind)
         self._judge(node, failure, troubles, trial=batch.trial)
         if self._observer is not None:
             seconds = time.perf_counter() - batch.began_s

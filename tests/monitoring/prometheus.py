@@ -19,7 +19,7 @@ from tests.monitoring.files import PROMETHEUS, RULE_FILES, load_yaml
 FASTER: Final = 60  # what takes a minute in the files takes a second here
 WITHIN_S: Final = 60.0  # far beyond what any alert takes here; only one that never fires reaches it
 STEP_S: Final = 15.0 / FASTER
-SCRAPE: Final = "1250ms"  # not as much faster: a scrape waits a second for a worker that stands still
+SCRAPE: Final = "1250ms"  # not as much faster: a scrape must have time for a worker that is busy
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+)(ms|[smhd])")
 

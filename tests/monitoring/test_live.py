@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import os
-import resource
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
-from aiohttp import ClientError
 
 from gateway.core.identity import TenantId
-from gateway.store.redis import Redis
 from gateway.store.tenants import RedisTenants
+from tests.monitoring.faults import conversations, few_files, late_answers, pauses, slow_turn, throttled, waiting
 from tests.monitoring.files import ALL, alerts, filled, metrics_of, needs_prometheus, panels
 from tests.monitoring.prometheus import STEP_S, Prometheus, eventually, faster_query, prometheus
 from tests.monitoring.site import TENANTS, Site, site, tenant
@@ -37,7 +32,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds workers in /proc, and limits their files"),
 ]
 
-LATE_S: Final = 5.5  # before an answer begins: more than the objective wants
 TALKERS: Final = ("acme", "bounded", "careful", "patient")
 OF_A_SLOW_MACHINE: Final = {"GatewayLoopLags", "GatewayRedisSlow"}  # which say so truly where it has no time to spare
 BURNS: Final = ("GatewayAvailabilityFastBurn", "GatewayAvailabilitySlowBurn")
@@ -115,7 +109,7 @@ async def traffic_fails(place: Site, users: Traffic, server: Prometheus) -> None
     book = str(told["turn_id"])
     (worker, *_) = place.workers
     tables = dict(TENANTS)
-    async with late_answers(place, users, 120), stalled_readers(place, acme, book, per_s=4), waiting(users, "narrow"):
+    async with late_answers(users, 120), stalled_readers(place, acme, book, per_s=4), waiting(users, "narrow"):
         for name in TALKERS:
             users.about[name] = None  # so that late answers are most of all
         users.about["broken"] = "Hello #fault=500"
@@ -237,129 +231,12 @@ async def hyperleap_ends(place: Site, server: Prometheus) -> None:
     await place.simulator.start()
 
 
-# --- faults ----------------------------------------------------------------------------------------------------------
-
-
 async def joined(users: Traffic, name: str) -> bool:
     """Sign a user of a tenant in as soon as the tenant is known."""
     with contextlib.suppress(AssertionError):  # it is refused until then
         await users.join(name)
         return True
     return False
-
-
-@asynccontextmanager
-async def late_answers(place: Site, users: Traffic, count: int) -> AsyncIterator[None]:
-    """Have so many users at a time wait for longer than the objective wants until their answers begin."""
-    carl = await User.of(place, users.keys["acme"], "carl")
-
-    async def wait(number: int) -> None:
-        user = copy.copy(carl)
-        await asyncio.sleep(LATE_S * number / count)  # one after the other, not all at once again and again
-        await user.converse()
-        while True:
-            with contextlib.suppress(ClientError, TimeoutError):
-                await user.say(f"Slowly #tokens=2 #delay={LATE_S}")
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(wait(number)) for number in range(count)]
-        yield
-        for task in tasks:
-            task.cancel()
-
-
-@asynccontextmanager
-async def conversations(users: Traffic, name: str) -> AsyncIterator[None]:
-    """Have somebody open conversations all the time, whatever becomes of them."""
-
-    async def open_one() -> None:
-        with contextlib.suppress(ClientError, TimeoutError):
-            await users.users[name].converse()
-
-    async with asyncio.TaskGroup() as group:
-
-        async def go_on() -> None:
-            while True:
-                group.create_task(open_one())
-                await asyncio.sleep(0.5)
-
-        going = group.create_task(go_on())
-        yield
-        going.cancel()
-
-
-async def slow_turn(users: Traffic) -> None:
-    user = await User.of(users.site, users.keys["acme"], "dora")
-    await user.converse()
-    await user.say("Long #tokens=600 #rate=20")
-
-
-@asynccontextmanager
-async def waiting(users: Traffic, name: str) -> AsyncIterator[None]:
-    """Have calls wait for room under a plan limit that is used up."""
-
-    async def wait() -> None:
-        while True:
-            with contextlib.suppress(ClientError, TimeoutError):
-                await users.users[name].converse()
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(wait()) for _ in range(4)]
-        yield
-        for task in tasks:
-            task.cancel()
-
-
-@asynccontextmanager
-async def few_files(pid: int) -> AsyncIterator[None]:
-    """Let a process have hardly more files than it has open, once it opens and closes no more."""
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    held = 0
-
-    async def settled() -> bool:
-        nonlocal held
-        last, held = held, len(list(Path(f"/proc/{pid}/fd").iterdir()))
-        return abs(held - last) < 5
-
-    await eventually(settled, "its files do not settle")
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (int(held / 0.87), before[1]))
-    yield
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-
-
-@asynccontextmanager
-async def pauses(redis: Redis) -> AsyncIterator[None]:
-    """Have Redis answer nobody for moments."""
-
-    async def pause() -> None:
-        while True:
-            await redis.call("CLIENT", "PAUSE", 200, "ALL")
-            await asyncio.sleep(0.4)
-
-    task = asyncio.create_task(pause())
-    yield
-    task.cancel()
-
-
-@asynccontextmanager
-async def throttled(pid: int) -> AsyncIterator[None]:
-    """Take the CPU from a process for 0.4 s of each second, as a quota does."""
-
-    async def throttle() -> None:
-        try:
-            while True:
-                os.kill(pid, signal.SIGSTOP)
-                await asyncio.sleep(0.45)
-                os.kill(pid, signal.SIGCONT)
-                await asyncio.sleep(0.3)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-
-    task = asyncio.create_task(throttle())
-    yield
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 async def leads_to_its_section(place: Site, server: Prometheus, name: str) -> None:

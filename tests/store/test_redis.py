@@ -35,6 +35,8 @@ from gateway.store.limiter import RedisLimiter
 from gateway.store.patience import LONGEST
 from gateway.store.redis import Keys, Redis, Script
 from gateway.store.tenants import RedisKeys
+from gateway.telemetry import logging
+from gateway.telemetry.throttle import Throttle
 from tests.store.conftest import OpenRedis
 from tests.store.log_bench import COMPLETED, OWNER, Bench
 from tests.store.topologies import Setup, free_port, until
@@ -201,16 +203,24 @@ async def test_call_refused_by_the_server_fails_alone(store: Redis, tenant: Tena
     assert results[2] == b"x"
 
 
-async def test_call_refused_by_the_server_counts_as_failed(open_redis: OpenRedis, tenant: TenantId) -> None:
-    """A server that refuses, as one without memory does, shows in the metrics though it is not away."""
+async def test_call_refused_by_the_server_counts_as_failed_and_is_told(
+    open_redis: OpenRedis, tenant: TenantId, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that refuses, as one without memory does, shows in metrics and log though it is not away."""
+    monkeypatch.setattr(logging, "_throttle", Throttle())
     seen: list[bool] = []
     store = open_redis(observer=lambda seconds, commands, failed: seen.append(failed))
     key = f"hg:{{{tenant}}}:test"
     await store.call("RPUSH", key, "no number")
     with pytest.raises(GatewayError):
         await store.call("INCR", key)
+    with pytest.raises(GatewayError):
+        await store.call("SETEX", "a word that is no number of seconds")
     await store.call("EXPIRE", key, 60)
-    assert seen == [False, True, False]
+    assert seen == [False, True, True, False]
+    told = [record for record in caplog.records if record.message == "store.refused"]
+    assert [record.__dict__["fields"]["reason"] for record in told] == ["ResponseError"]  # of all, once in a while
+    assert "a word" not in caplog.text
     assert store.healthy_s() == float("inf")
 
 
