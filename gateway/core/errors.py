@@ -164,6 +164,7 @@ class GatewayError(Exception):
 
     ``detail`` is written for the client's developer and never holds a secret, a prompt, an answer or a
     vendor's body. ``retry_after_s`` becomes ``Retry-After``; ``extra`` members join the problem document.
+    ``processed`` is False where it is certain that the vendor did not act on what it was asked.
     """
 
     def __init__(
@@ -174,6 +175,7 @@ class GatewayError(Exception):
         field: str | None = None,
         retry_after_s: float | None = None,
         vendor_status: int | None = None,
+        processed: bool = True,
         extra: dict[str, object] | None = None,
     ) -> None:
         self.code = code
@@ -181,6 +183,7 @@ class GatewayError(Exception):
         self.field = field
         self.retry_after_s = retry_after_s
         self.vendor_status = vendor_status
+        self.processed = processed
         self.extra = extra or {}
         super().__init__(f"{code}: {self.detail}")
 

@@ -30,7 +30,7 @@ from gateway.core.threads import (
     split,
     stated,
 )
-from gateway.core.turn import TurnId
+from gateway.core.turn import TurnId, TurnState
 from gateway.services.conversations import Conversations
 from gateway.services.turns import Turns
 from gateway.telemetry.logging import throttled
@@ -58,10 +58,12 @@ class Ask:
 
 
 class Begun(NamedTuple):
-    """The turn that answers, and where."""
+    """The turn that answers, and where; ``tip`` is what it has used up, taken by ``digest`` where that led to it."""
 
     turn_id: TurnId
     conversation_id: ConversationId
+    tip: Tip | None = None
+    digest: str | None = None
 
 
 class Threads:
@@ -146,6 +148,18 @@ class Threads:
         except GatewayError as error:
             throttled(logger, "thread.unsaved", tenant=principal.tenant.id, error=error)
 
+    async def undo(self, principal: Principal, ask: Ask, begun: Begun) -> None:
+        """Let what a turn went on from be gone on from again, since Hyperleap did not take its message.
+
+        What the store does not take is no error: the list opens a new conversation then.
+        """
+        if begun.tip is None:
+            return
+        try:
+            await self._store.give_back(principal.tenant.id, begun.digest, begun.tip, self._key(principal, ask))
+        except GatewayError as error:
+            throttled(logger, "thread.unsaved", tenant=principal.tenant.id, error=error)
+
     def _check(self, ask: Ask) -> None:
         """Refuse what would only be refused later, before anything is used up or opened for it."""
         self._turns.check(ask.said[-1].text)
@@ -171,13 +185,15 @@ class Threads:
             address=ask.address,
             idempotency_key=ask.idempotency_key,
         )
+        unused = Tip(conversation.id, TurnId(conversation.id))
         try:
-            return await self._say(principal, conversation.id, ask)
+            begun = await self._say(principal, conversation.id, ask)
         except GatewayError:
             if ask.idempotency_key is None:
                 with contextlib.suppress(GatewayError):
-                    await self._store.put(tenant, spare, Tip(conversation.id, TurnId(conversation.id)))
+                    await self._store.put(tenant, spare, unused)
             raise
+        return begun._replace(tip=unused, digest=spare) if ask.idempotency_key is None else begun
 
     async def _go_on(self, principal: Principal, taken: Taken, ask: Ask, digest: str | None) -> Begun | None:
         """Say something in the conversation that was taken; None where it is gone, or has gone on since.
@@ -191,7 +207,8 @@ class Threads:
                 conversation = await self._conversations.get(principal, tip.conversation_id)
                 if not _is_last(conversation, tip) and not await self._begun(principal, tip, ask):
                     return None
-            return await self._say(principal, tip.conversation_id, ask)
+            begun = await self._say(principal, tip.conversation_id, ask)
+            return begun._replace(tip=tip, digest=digest)
         except GatewayError as error:
             if error.code is Code.NOT_FOUND:
                 return None
@@ -238,12 +255,20 @@ class Threads:
 
 def _is_last(conversation: Conversation, tip: Tip) -> bool:
     """Whether nothing was said in a conversation after a turn, as far as can be known."""
-    if not conversation.messages:
+    messages = _taken(conversation)
+    if not messages:
         return True
-    last = conversation.messages[-1]
+    last = messages[-1]
     if last.turn_id is not None:
         return last.turn_id == tip.turn_id
     return last.message_id is not None and last.message_id == tip.message_id
+
+
+def _taken(conversation: Conversation) -> Sequence[Message]:
+    """Return the messages that Hyperleap has: of a turn that failed before it took the question it has none."""
+    messages = conversation.messages
+    failed = {m.turn_id for m in messages if m.state == TurnState.FAILED and m.total_tokens == 0 and not m.message_id}
+    return [m for m in messages if m.turn_id is None or m.turn_id not in failed] if failed else messages
 
 
 def _history(conversation: Conversation, tip: Tip) -> list[Said]:
@@ -252,7 +277,7 @@ def _history(conversation: Conversation, tip: Tip) -> list[Said]:
     def is_of_turn(one: Message) -> bool:
         return one.turn_id == tip.turn_id or (one.message_id is not None and one.message_id == tip.message_id)
 
-    messages = [one for one in conversation.messages if one.role in (QUESTION, ANSWER)]
+    messages = [one for one in _taken(conversation) if one.role in (QUESTION, ANSWER)]
     end = next((index for index in range(len(messages), 0, -1) if is_of_turn(messages[index - 1])), 0)
     if not end:
         raise GatewayError(Code.HISTORY_LOST, "What was said up to this turn cannot be read back from Hyperleap.")
@@ -270,7 +295,7 @@ def _unstated(conversation: Conversation, ask: Ask) -> Ask:
     if not new or len(new) == len(ask.said):
         return ask
     head = instructions(one.text for one in ask.said[: len(ask.said) - len(new)])
-    given = (one.content for one in reversed(conversation.messages) if one.content.startswith(instructions(())))
+    given = (one.content for one in reversed(_taken(conversation)) if one.content.startswith(instructions(())))
     if next(given, "").startswith((f"{head}\n\nMessage:\n", f"{head}\n\nConversation so far:\n")):
         return replace(ask, said=new)
     return ask

@@ -348,7 +348,8 @@ class Turn(OwnedTurn):
 
     def _ending(self, error: GatewayError | None) -> Ending:
         ids = (self._message_id, self._run_id)
-        if error is not None and error.vendor_status is not None and self._usage is None:
+        refused = error is not None and (error.vendor_status is not None or not error.processed)
+        if refused and self._usage is None:
             self._usage = UNUSED
         if self._stop is not None:
             return TurnStopped(*ids, self._stop, self.live.text(), self._tokens())

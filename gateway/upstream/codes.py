@@ -34,4 +34,4 @@ CODES: Final = MappingProxyType[type[UpstreamError], tuple[Code, str]](
 def told(error: UpstreamError) -> GatewayError:
     """Translate an upstream error at the border of this room."""
     code, detail = CODES[type(error)]
-    return GatewayError(code, detail)
+    return GatewayError(code, detail, processed=error.processed)

@@ -32,6 +32,7 @@ KNOWN: Final = {
     Code.UNKNOWN_FIELD: Form(400, INVALID, "unknown_parameter"),
     Code.MISSING_FIELD: Form(400, INVALID, "missing_required_parameter"),
     Code.WRONG_TYPE: Form(400, INVALID, "invalid_type"),
+    Code.UPSTREAM_RATE_LIMITED: Form(429, "requests", "upstream_rate_limited"),
     Code.MALFORMED_JSON: Form(400, INVALID, "invalid_json"),
 }
 TYPES: Final = {403: "permission_error", 429: "requests"}

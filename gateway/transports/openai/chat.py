@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -52,8 +53,9 @@ async def complete(request: web.Request) -> web.StreamResponse:
     async def remember(ending: TurnCompleted) -> None:
         await threads.remember(principal, ask, begun, ending.text, ending.message_id)
 
+    undo = partial(threads.undo, principal, ask, begun)
     words = _Words(completion)
-    return await tell(request, principal, begun, words, streamed=bool(body.stream), remember=remember)
+    return await tell(request, principal, begun, words, streamed=bool(body.stream), remember=remember, undo=undo)
 
 
 class _Words(ChunkEncoder):

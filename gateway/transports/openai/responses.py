@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
@@ -84,7 +85,10 @@ async def create(request: web.Request) -> web.StreamResponse:
     async def remember(ending: TurnCompleted) -> None:
         await edge.threads.remember(principal, ask, begun, ending.text, ending.message_id)
 
-    return await tell(request, principal, begun, _Words(response), streamed=bool(body.stream), remember=remember)
+    undo = partial(edge.threads.undo, principal, ask, begun)
+    return await tell(
+        request, principal, begun, _Words(response), streamed=bool(body.stream), remember=remember, undo=undo
+    )
 
 
 @routes.get("/v1/responses/{response_id}", allow_head=False)

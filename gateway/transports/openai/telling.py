@@ -46,11 +46,13 @@ async def tell(
     *,
     streamed: bool,
     remember: Callable[[TurnCompleted], Awaitable[None]] | None = None,
+    undo: Callable[[], Awaitable[None]] | None = None,
     replayed: bool = False,
 ) -> web.StreamResponse:
     """Answer with a turn; one that fails before anything was said is an error's answer, unless it is ``replayed``.
 
-    ``remember`` is called with a whole answer before the client has the last of it. Raises GatewayError.
+    ``remember`` is called with a whole answer before the client has the last of it, ``undo`` before it is told that
+    Hyperleap did not take what it asked. Raises GatewayError.
     """
     edge = request.app[EDGE]
     subscription = await edge.subscriptions.open(principal, begun.turn_id, None)
@@ -60,6 +62,8 @@ async def tell(
         ending = await stream.deliver(subscription)
         error = failure(ending)
         if error is not None and not stream.begun and not replayed:
+            if undo is not None and not ending.usage.total_tokens:
+                await undo()
             raise error
         if isinstance(ending, TurnCompleted) and remember is not None:
             await remember(ending)

@@ -147,7 +147,7 @@ async def test_what_does_not_matter_is_taken_and_ignored(running: Running, clien
 @pytest.mark.parametrize(
     ("fault", "status", "code", "again"),
     [
-        ("429:1", 503, "upstream_rate_limited", True),
+        ("429:1", 429, "upstream_rate_limited", True),
         ("500", 502, "upstream_error", True),
         ("empty-body-error:504", 504, "upstream_timeout", True),
         ("empty-body-error:404", 502, "upstream_rejected", False),
@@ -159,9 +159,10 @@ async def test_failure_before_the_first_item_is_a_status(
 ) -> None:
     """No stream begins that could only end in an error; clients are told whether to try again, and do."""
     client = hire(running, await running.token(), max_retries=1)
-    with pytest.raises(InternalServerError) as failed:
+    with pytest.raises(RateLimitError if status == 429 else InternalServerError) as failed:
         await reply(client, [{"role": "user", "content": f"Hi #fault={fault}"}], stream=stream)
-    assert (failed.value.status_code, failed.value.code, failed.value.type) == (status, code, "server_error")
+    kind = "requests" if status == 429 else "server_error"
+    assert (failed.value.status_code, failed.value.code, failed.value.type) == (status, code, kind)
     headers = failed.value.response.headers
     assert headers["x-should-retry"] == ("true" if again else "false")
     assert headers["content-type"] == "application/json"

@@ -89,7 +89,7 @@ async def test_node_client_knows_the_errors(running: Running) -> None:
     assert (told["refused"]["status"], told["refused"]["code"]) == (502, "upstream_rejected")
     assert (told["vendor"]["status"], told["vendor"]["code"]) == (502, "upstream_error")
     assert told["middle"]["code"] == "upstream_truncated"
-    assert [len(told) for told in heard(running)] == [1, 1, 1, 1]  # one refused, one tried twice, one cut off
+    assert sum(len(told) for told in heard(running)) == 4  # one refused, one tried twice, one cut off
 
 
 async def test_node_client_that_aborts_stops_the_turn(running: Running) -> None:

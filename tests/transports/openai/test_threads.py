@@ -58,6 +58,47 @@ async def test_loop_goes_on_at_another_worker(start_gateway: StartGateway, runni
     assert heard(running) == [[FIRST, SECOND, THIRD]]
 
 
+@pytest.mark.parametrize("fault", ["429:1", "500", "refuse", "empty-body-error:503"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_loop_goes_on_where_hyperleap_did_not_take_a_message(
+    client: AsyncOpenAI, running: Running, fault: str, stream: bool
+) -> None:
+    """A refusal uses up nothing: not the conversation of a list, nor the one that was opened for a first message."""
+    messages: Messages = [{"role": "system", "content": "Be brief."}]
+    failing = f"Never heard #fault={fault}"
+    for words in (FIRST, SECOND):
+        for _ in range(2):
+            with pytest.raises(APIStatusError):
+                await reply(client, [*messages, {"role": "user", "content": failing}], stream=stream)
+        await say(client, messages, words, stream=stream)
+    assert len(running.simulator.conversations) == 1
+    taken = [message for message in next(iter(heard(running))) if "Never heard" not in message]
+    assert taken == [f"Instructions:\nBe brief.\n\nMessage:\n{FIRST}", SECOND]
+
+
+async def test_responses_go_on_where_hyperleap_did_not_take_a_message(client: AsyncOpenAI, running: Running) -> None:
+    """The response before can be gone on from after a refusal, in its conversation."""
+    first = await client.responses.create(model="default", input=FIRST)
+    for _ in range(2):
+        with pytest.raises(RateLimitError):
+            await client.responses.create(
+                model="default", input="Never heard #fault=429:1", previous_response_id=first.id
+            )
+    await client.responses.create(model="default", input=SECOND, previous_response_id=first.id)
+    assert len(running.simulator.conversations) == 1
+    assert [words for words in heard(running)[0] if "Never" not in words] == [FIRST, SECOND]
+
+
+async def test_answer_that_was_cut_off_is_not_gone_on_from(client: AsyncOpenAI, running: Running) -> None:
+    """Where Hyperleap may have the message, its conversation has another end than the client's list."""
+    messages: Messages = []
+    await say(client, messages, FIRST)
+    with pytest.raises(APIStatusError):
+        await reply(client, [*messages, {"role": "user", "content": "Cut #fault=cut:0"}])
+    await say(client, messages, SECOND)
+    assert len(running.simulator.conversations) == 2
+
+
 async def test_two_users_of_the_same_words_never_share(running: Running, hire: Hire) -> None:
     """Lists that are equal to the letter are answered in a conversation of each user's own."""
     ada, bob = [hire(running, await running.token(user)) for user in ("ada", "bob")]
