@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from functools import cache
-from ipaddress import ip_network
 from typing import Final
 
 from aiohttp import web
 
 from gateway.core.errors import GatewayError
 from gateway.core.identity import WorkerId
+from gateway.parts import (
+    edge_rules,
+    exporter,
+    session_rules,
+    ticket_rules,
+    upstream_client,
+    vendor_gate,
+    vendor_key_ring,
+)
 from gateway.secret_files import SecretKeys
 from gateway.secret_files import read as read_secret
 from gateway.services.accounting import Accounting
@@ -24,13 +31,12 @@ from gateway.services.chats import Chats
 from gateway.services.conversations import Conversations
 from gateway.services.creations import Creations
 from gateway.services.desk import Desk
-from gateway.services.export import POST_S, Exporter
+from gateway.services.export import Exporter
 from gateway.services.feedback import FeedbackService
 from gateway.services.following import Following
 from gateway.services.holdings import Holdings
 from gateway.services.issuers import Issuers
 from gateway.services.journal import Journal
-from gateway.services.key_gate import GateRules
 from gateway.services.key_holders import KeyHolders
 from gateway.services.key_sets import KeySets
 from gateway.services.keys import ApiKeys
@@ -53,8 +59,8 @@ from gateway.services.sweeper import Sweeper
 from gateway.services.tenants import Tenants
 from gateway.services.tenants_file import TenantsFile
 from gateway.services.threads import Threads
-from gateway.services.tickets import TicketRules, Tickets
-from gateway.services.tokens import SessionRules, SessionTokens, Signer
+from gateway.services.tickets import Tickets
+from gateway.services.tokens import SessionTokens, Signer
 from gateway.services.turns import Turns
 from gateway.services.usage import UsageService
 from gateway.services.vendor import Vendor
@@ -66,11 +72,9 @@ from gateway.store.chats import RedisChats
 from gateway.store.conversations import RedisConversations
 from gateway.store.creations import RedisCreationKeys
 from gateway.store.event_log import RedisEventLog
-from gateway.store.gate import RedisGate
 from gateway.store.habits import RedisHabits
 from gateway.store.inbox import Inbox
 from gateway.store.ledger import RedisLedger
-from gateway.store.ledger_tap import RedisLedgerTap
 from gateway.store.limiter import RedisLimiter
 from gateway.store.live_turns import RedisLiveTurns
 from gateway.store.prompt_runs import RedisPromptRuns
@@ -99,7 +103,7 @@ from gateway.transports import (
     usage,
     websocket,
 )
-from gateway.transports.edge import EDGE, Edge, EdgeRules
+from gateway.transports.edge import EDGE, Edge
 from gateway.transports.hyperleap import chats as hyperleap_chats
 from gateway.transports.hyperleap import conversations as hyperleap_conversations
 from gateway.transports.hyperleap import door as hyperleap_door
@@ -109,14 +113,9 @@ from gateway.transports.openai import chat, models, responses
 from gateway.transports.openai import door as openai_door
 from gateway.transports.openapi.doors import described
 from gateway.upstream.client import HyperleapClient
-from gateway.upstream.key_files import KeyFiles
 from gateway.upstream.key_sets import HttpKeySets
 from gateway.upstream.keyring import KeyRing
-from gateway.upstream.observer import KeyObserver, UpstreamObserver
 from gateway.upstream.operations import HyperleapOperations
-from gateway.upstream.pool import PoolSettings
-from gateway.upstream.rules import UpstreamRules
-from gateway.warehouse.target import Target
 
 REVOCATION_EXTRA_S: Final = 60.0  # beyond the longest token: the leeway between clocks
 
@@ -235,7 +234,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
     upstream = upstream_client(settings, ring, metrics.upstream)
     worker = WorkerId(worker_id or uuid.uuid4().hex)
     tracing = open_tracing(settings.tracing, instance=worker)
-    gate = _vendor_gate(settings, redis, worker, ring, metrics)
+    gate = vendor_gate(settings, redis, worker, ring, metrics)
     vendor = Vendor(upstream, ring, gate)
     rules = settings.turns
     log = RedisEventLog(
@@ -269,7 +268,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         registry,
         ApiKeys(RedisKeys(redis), pepper=secrets.pepper),
         SessionTokens(signer, uses, session_rules(settings)),
-        Tickets(signer, uses, _ticket_rules(settings)),
+        Tickets(signer, uses, ticket_rules(settings)),
         Issuers(
             registry,
             key_sets,
@@ -356,7 +355,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
         watches=watches,
         usage=UsageService(ledger, registry, keep_s=settings.ledger.keep_s),
         metrics=metrics,
-        rules=_edge_rules(settings),
+        rules=edge_rules(settings),
         tracing=tracing,
     )
     hyperleap_services = HyperleapServices(
@@ -397,7 +396,7 @@ def build(settings: Settings, *, redis_url: str, secrets: SecretKeys, worker_id:
             (recovery.sweep, accounting.sweep, admission.sweep, Budgets(limiter, metrics.limits).sweep, gate.sweep),
             interval_s=rules.lease_s / 2,
         ),
-        exporter=_exporter(settings, redis, worker, registry, metrics),
+        exporter=exporter(settings, redis, worker, registry, metrics),
         inbox=inbox,
         revocations=revocations,
         hearer=hearer,
@@ -449,115 +448,3 @@ def public_app(edge: Edge, hyperleap_services: HyperleapServices, *, with_page: 
     app[docs.REFERENCE] = docs.Reference(described(with_page=with_page))
     edge.metrics.know_routes(resource.canonical for resource in app.router.resources())
     return app
-
-
-def vendor_key_ring(settings: Settings, observer: KeyObserver | None = None) -> KeyRing:
-    """Build the ring of all vendor keys, of which none has been read yet."""
-    return KeyRing(KeyFiles(settings.upstream), observer=observer)
-
-
-def upstream_client(settings: Settings, keys: KeyRing, observer: UpstreamObserver | None) -> HyperleapClient:
-    """Build the vendor's client alone; raises SettingsError, ValueError or OSError."""
-    return HyperleapClient(_upstream_rules(settings), keys, _pool_settings(settings), observer=observer)
-
-
-def _vendor_gate(settings: Settings, redis: Redis, worker: WorkerId, keys: KeyRing, metrics: Metrics) -> VendorGate:
-    upstream = settings.upstream
-    limit_of = cache(settings.plan_limit)
-    return VendorGate(
-        RedisGate(redis, worker, limit_of, queue_max=upstream.queue_max),
-        metrics.vendor_gate,
-        GateRules(
-            wait_s=upstream.queue_wait_s,
-            failures_max=upstream.breaker_failures,
-            rest_s=upstream.breaker_rest_s,
-            rest_max_s=upstream.breaker_rest_max_s,
-        ),
-        keys=keys,
-        limit_of=limit_of,
-    )
-
-
-def _exporter(
-    settings: Settings, redis: Redis, worker: WorkerId, registry: Registry, metrics: Metrics
-) -> Exporter | None:
-    """Build what exports the ledger, where it is exported; raises SettingsError."""
-    ledger = settings.ledger
-    if ledger.url is None and ledger.url_file is None:
-        return None
-    target = Target(ledger)
-    target.require()  # an operator hears at once of what can never work
-    from gateway.warehouse.postgres import Postgres  # its driver is an extra
-
-    return Exporter(
-        RedisLedgerTap(redis, worker, post_s=POST_S, keep_s=ledger.keep_s),
-        Postgres(target),
-        registry.known,
-        metrics.ledger_export,
-        interval_s=ledger.export_interval_s,
-        batch=ledger.export_batch,
-        keep_s=ledger.keep_s,
-    )
-
-
-def _upstream_rules(settings: Settings) -> UpstreamRules:
-    upstream = settings.upstream
-    return UpstreamRules(
-        base_url=upstream.base_url,
-        auth_header=upstream.auth_header,
-        stream=upstream.stream,
-        ca_file=upstream.ca_file,
-        queue_timeout_s=upstream.queue_timeout_s,
-        first_token_timeout_s=upstream.first_token_timeout_s,
-        between_tokens_timeout_s=upstream.between_tokens_timeout_s,
-        turn_timeout_s=upstream.turn_timeout_s,
-        call_timeout_s=upstream.call_timeout_s,
-        blob_hosts=frozenset(upstream.blob_hosts),
-    )
-
-
-def _pool_settings(settings: Settings) -> PoolSettings:
-    upstream = settings.upstream
-    return PoolSettings(
-        connect_timeout_s=upstream.connect_timeout_s,
-        max_connections=upstream.connections_max,
-        max_streams=upstream.streams_per_connection_max,
-        ping_interval_s=upstream.ping_interval_s,
-        ping_timeout_s=upstream.ping_timeout_s,
-        idle_timeout_s=upstream.idle_close_s,
-    )
-
-
-def session_rules(settings: Settings) -> SessionRules:
-    """Return the bounds of session tokens that are set."""
-    sessions = settings.sessions
-    return SessionRules(
-        ttl_s=int(sessions.ttl_s),
-        ttl_min_s=int(sessions.ttl_min_s),
-        ttl_max_s=int(sessions.ttl_max_s),
-        token_max_bytes=sessions.token_max_bytes,
-        visitor_ttl_s=int(sessions.visitor_ttl_s),
-    )
-
-
-def _ticket_rules(settings: Settings) -> TicketRules:
-    # A turn's log begins with the turn and is kept for a while after its ending; no ticket outlives every token.
-    upstream = settings.upstream
-    log_life_s = upstream.queue_wait_s + upstream.turn_timeout_s + settings.turns.log_ttl_s
-    return TicketRules(stream_life_s=min(log_life_s, settings.sessions.ttl_max_s))
-
-
-def _edge_rules(settings: Settings) -> EdgeRules:
-    return EdgeRules(
-        body_max_bytes=settings.server.body_max_bytes,
-        body_timeout_s=settings.server.body_timeout_s,
-        keepalive_s=settings.streams.keepalive_s,
-        reader_lag_s=settings.streams.reader_lag_s,
-        reader_lag_bytes=settings.streams.reader_lag_bytes,
-        retry_ms=settings.streams.retry_ms,
-        subscriptions_max=settings.websocket.subscriptions_max,
-        commands_per_s=settings.websocket.commands_per_s,
-        frame_max_bytes=settings.websocket.frame_max_bytes,
-        auth_timeout_s=settings.websocket.auth_timeout_s,
-        trusted_proxies=tuple(ip_network(proxy) for proxy in settings.server.trusted_proxies),
-    )

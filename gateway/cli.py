@@ -161,7 +161,7 @@ def check(config: Path | None, redis_url: str | None, every: bool, production: b
     from rich.table import Table
 
     from gateway import check as checks
-    from gateway.app import upstream_client, vendor_key_ring
+    from gateway.parts import upstream_client, vendor_key_ring
     from gateway.production import report
     from gateway.production.checklist import judge
     from gateway.production.finding import Finding

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from gateway.app import REVOCATION_EXTRA_S, session_rules
+from gateway.app import REVOCATION_EXTRA_S
+from gateway.parts import session_rules
 from gateway.secret_files import find as find_secrets
 from gateway.sections import SettingsError
 from gateway.services.auth import Auth

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
-from gateway.app import upstream_client, vendor_key_ring
 from gateway.core.identity import TenantId
+from gateway.parts import upstream_client, vendor_key_ring
 from gateway.production.checklist import RULES, judge, reference
 from gateway.production.finding import Scene, Severity
 from gateway.production.report import WIDTH
