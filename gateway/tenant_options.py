@@ -72,6 +72,10 @@ class DisconnectSettings(Section, frozen=True, kw_only=True):
         Literal["detach", "stop", "drain"],
         doc("The policy for answers that were asked for by the OpenAI door, whose clients do not come back for them"),
     ] = "stop"
+    hyperleap: Annotated[
+        Literal["detach", "stop", "drain"],
+        doc("Likewise for the drop-in, whose apps know no way back, and send the next message to the conversation"),
+    ] = "stop"
 
 
 class ModerationSettings(Section, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from gateway.core.prices import PriceTable
 from gateway.price_options import PriceSettings, price_table
 from gateway.sections import Section, SettingsError, build, reason
 from gateway.tenant_options import (
+    DisconnectSettings,
     LimitSettings,
     PlanSettings,
     ScopeLimitSettings,
@@ -192,17 +193,19 @@ def _tenant(tenant_id: TenantId, settings: TenantSettings, plan: LimitSettings, 
         moderation=Moderation(
             messages=settings.moderation.messages, open=settings.moderation.when_unavailable == "open"
         ),
-        disconnect=Disconnect(
-            policy=DisconnectPolicy(settings.disconnect.policy),
-            grace_s=settings.disconnect.grace_s,
-            after_grace=DisconnectPolicy(settings.disconnect.after_grace),
-        ),
-        openai_disconnect=Disconnect(
-            policy=DisconnectPolicy(settings.disconnect.openai),
-            grace_s=settings.disconnect.grace_s,
-            after_grace=DisconnectPolicy(settings.disconnect.after_grace),
-        ),
+        disconnect=_disconnect(settings.disconnect, settings.disconnect.policy),
+        openai_disconnect=_disconnect(settings.disconnect, settings.disconnect.openai),
+        hyperleap_disconnect=_disconnect(settings.disconnect, settings.disconnect.hyperleap),
         vendor_keys=key_ring(settings.vendor_keys),
         weight=settings.weight,
         prices=prices,
+    )
+
+
+def _disconnect(settings: DisconnectSettings, policy: str) -> Disconnect:
+    """Return the rule of a door with this policy; the grace is the same for all."""
+    return Disconnect(
+        policy=DisconnectPolicy(policy),
+        grace_s=settings.grace_s,
+        after_grace=DisconnectPolicy(settings.after_grace),
     )

@@ -111,16 +111,13 @@ class Tenant:
     plan: Plan = field(default_factory=Plan)
     disconnect: Disconnect = field(default_factory=Disconnect)
     openai_disconnect: Disconnect = field(default_factory=lambda: Disconnect(policy=DisconnectPolicy.STOP))
+    hyperleap_disconnect: Disconnect = field(default_factory=lambda: Disconnect(policy=DisconnectPolicy.STOP))
     moderation: Moderation = field(default_factory=Moderation)
     issuers: tuple[Issuer, ...] = ()  # whose tokens are accepted beside the gateway's own
     vendor_keys: tuple[KeyLabel, ...] = (DEFAULT_KEY,)  # by which Hyperleap is asked for it; all of one workspace
     weight: int = 1  # its share of a vendor key that several tenants wait for
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
     prices: PriceTable = field(default_factory=PriceTable)
-
-    def leaving(self, disconnect: Disconnect) -> Tenant:
-        """Return the same tenant with another rule for turns that nobody reads, as a door may have one."""
-        return replace(self, disconnect=disconnect)
 
     @property
     def aliases(self) -> frozenset[str]:
@@ -155,6 +152,10 @@ class Principal:
     def external_user_id(self) -> str:
         """How the vendor knows this user (``externalUserId``)."""
         return f"{self.tenant.id}:{self.user_hash}"
+
+    def leaving(self, rule: Disconnect) -> Principal:
+        """Return the same principal, whose turns go by another rule when nobody reads them, as a door may have one."""
+        return replace(self, tenant=replace(self.tenant, disconnect=rule))
 
     def owns(self, owner: UserHash, persona: str) -> bool:
         """Whether what was found in this tenant is this user's, and of a persona that the token reaches."""

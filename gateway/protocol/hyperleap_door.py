@@ -281,6 +281,7 @@ FIELDS: Final = {  # what the gateway's fields are called in this dialect
     "message_id": "messageId",
     "run_id": "promptRunId",
 }
+ABOUT: Final = {Code.TURN_ACTIVE: "conversation_id"}  # of errors that name no field, what they are about
 
 
 def status_of(error: GatewayError) -> int:
@@ -297,6 +298,6 @@ def error_body(error: GatewayError) -> dict[str, Any]:
     code = ERROR_CODES.get(status) or ("bad_request" if status < 500 else "internal_server_error")
     if error.vendor_status == 410:
         code = "invite_expired"  # all that the vendor has this status for
-    field = error.field
+    field = error.field or ABOUT.get(error.code)
     details = [{"field": FIELDS.get(field, field), "issue": error.code}] if field is not None else []
     return {"error": {"code": code, "message": error.detail, "details": details}}

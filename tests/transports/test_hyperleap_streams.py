@@ -36,6 +36,7 @@ from tests.transports.h2_front import h2_front
 from tests.transports.test_faults import VENDOR_WORDS
 
 STREAMED: Final = {"array": ("chat-http2", "continue"), "sse": ("chat-sse", "continue-sse")}
+WHOLE: Final = ("chat", "continue-sync")
 FORMS: Final = ("chat-http2", "chat-sse", "chat")
 LONG: Final = "Hi #rate=40 #tokens=400"
 
@@ -262,33 +263,62 @@ async def test_stop_before_the_first_item_is_an_answer_without_text(
 
 
 @pytest.mark.parametrize("message", [LONG, "Hi #delay=30"])
-@pytest.mark.parametrize("form", FORMS)
-async def test_leaving_is_the_tenants_rule(
-    start_gateway: StartGateway, sign_in: SignIn, form: str, message: str
+@pytest.mark.parametrize("form", [*STREAMED["array"], *STREAMED["sse"], *WHOLE])
+async def test_leaving_stops_the_turn_and_frees_the_conversation(
+    running: Running, client: Client, form: str, message: str
 ) -> None:
-    """Under ``stop`` an app that leaves, before the status or after, resets the vendor's stream."""
-    running = await start(start_gateway, lines='disconnect = { policy = "stop" }')
-    asked = asyncio.create_task(opened(running, await sign_in(running), message, form))
+    """An app that leaves, before the status or after, ends Hyperleap's work, and its next message is answered."""
+    asked = asyncio.create_task(opened(running, client, message, form))
     await eventually(lambda: any(run.outcome == "running" for run in running.simulator.bill), "the vendor to begin")
     (run,) = running.simulator.bill
-    if message == LONG and form != "chat":
+    if message == LONG and form not in WHOLE:
         _, response = await asked
         response.close()
     else:
         asked.cancel()
-    await eventually(lambda: run.saw_cancel, "the vendor to see the reset")
-
-
-async def test_leaving_under_drain_completes_the_turn(start_gateway: StartGateway, sign_in: SignIn) -> None:
-    """What an app leaves goes on to its end where the tenant wants that, and is in the conversation."""
-    running = await start(start_gateway, lines='disconnect = { policy = "drain" }')
-    client = await sign_in(running)
-    conversation, response = await opened(running, client, "Hi #rate=100 #tokens=40")
-    response.close()
+    await eventually(lambda: run.saw_cancel, "the vendor to see the reset", within_s=1.0)
     await eventually(lambda: not running.gateway.turns.running, "the turn to end")
+    assert await metric(running, "gateway_turns_total", reason="disconnect") == 1
     async with App(running, client.token) as app:
+        (left,) = (await app.call("GET", "/conversations")).json()["data"]
+        answer = await app.chat(left["conversationId"], "Ho #tokens=5", form)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "stream"), [("async", None), ("run-sse", None), ("run-sync", None), ("run", True), ("run", None)]
+)
+async def test_leaving_stops_a_prompt_run(
+    start_gateway: StartGateway, sign_in: SignIn, path: str, stream: bool | None
+) -> None:
+    """Nothing leads back to a run that was left, so it ends with its app, in whichever form it was asked for."""
+    running = await start(start_gateway)
+    async with App(running, (await sign_in(running)).token) as app:
+        asked = asyncio.create_task(app.run(LONG, path, stream=stream))
+        await eventually(lambda: any(run.items_sent > 3 for run in running.simulator.bill), "the vendor to begin")
+        (run,) = running.simulator.bill
+        asked.cancel()
+        await eventually(lambda: run.saw_cancel, "the vendor to see the reset", within_s=1.0)
+
+
+@pytest.mark.parametrize("rule", ["detach", "drain"])
+async def test_answer_that_is_left_is_kept_where_the_tenant_says_so(
+    start_gateway: StartGateway, sign_in: SignIn, rule: str
+) -> None:
+    """It goes on whatever the rule of the other doors is, has its conversation until then, and is in it afterwards."""
+    running = await start(start_gateway, lines=f'disconnect = {{ policy = "stop", hyperleap = "{rule}" }}')
+    client = await sign_in(running)
+    message = "Hi #rate=100 #tokens=90"
+    conversation, response = await opened(running, client, message)
+    response.close()
+    await eventually(lambda: not running.gateway.edge.open, "the app to be gone")
+    async with App(running, client.token) as app:
+        busy = await app.chat(conversation, "Ho")
+        assert (busy.status_code, error_of(busy)["details"][0]["issue"]) == (409, "turn_active")
+        await eventually(lambda: not running.gateway.turns.running, "the turn to end")
         entry = (await app.call("GET", f"/conversations/{conversation}")).json()
-    assert entry["chatMessages"][-1]["content"] == said("Hi #rate=100 #tokens=40").text
+    assert entry["chatMessages"][-1]["content"] == said(message).text
+    assert not next(iter(running.simulator.bill)).saw_cancel
 
 
 async def test_repeat_under_a_key_is_the_same_turn(running: Running, client: Client) -> None:
@@ -346,6 +376,7 @@ async def test_busy_conversation_is_a_conflict(running: Running, client: Client)
         answer = await app.chat(conversation, "Ho")
     response.close()
     assert (answer.status_code, error_of(answer)["code"]) == (409, "conflict")
+    assert error_of(answer)["details"] == [{"field": "conversationId", "issue": "turn_active"}]
     assert len(running.simulator.bill) == 1
 
 

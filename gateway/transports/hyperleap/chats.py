@@ -45,7 +45,7 @@ async def chat(request: web.Request, form: Form | None) -> web.StreamResponse:
         )
     body = await read_body(request, UserMessage)
     started = await request.app[EDGE].turns.start(
-        principal,
+        principal.leaving(principal.tenant.hyperleap_disconnect),
         conversation_id,
         body.message,
         idempotency_key=request.headers.get("Idempotency-Key"),
@@ -59,7 +59,7 @@ async def run(request: web.Request, form: Form | None, *, older: bool = False) -
     principal = await caller(request)
     body = await read_body(request, RunPrompt)
     started = await request.app[SERVICES].prompt_runs.start(
-        principal,
+        principal.leaving(principal.tenant.hyperleap_disconnect),
         _alias(principal, body.prompt_id, body.prompt_version_id),
         body.replacements or {},
         idempotency_key=request.headers.get("Idempotency-Key"),

@@ -19,7 +19,7 @@ from gateway.protocol.openai.parameters import check_parameters, tokens_max
 from gateway.protocol.sse import encode_event
 from gateway.services.threads import Ask
 from gateway.transports.edge import EDGE, address_of, check_door
-from gateway.transports.openai.door import asked, leaving
+from gateway.transports.openai.door import asked
 from gateway.transports.openai.models import check_model
 from gateway.transports.openai.telling import tell
 
@@ -30,7 +30,7 @@ routes = web.RouteTableDef()
 async def complete(request: web.Request) -> web.StreamResponse:
     caller, body = await asked(request, ChatRequest)
     check_parameters(body)
-    principal = leaving(caller.principal, caller.principal.tenant.openai_disconnect)
+    principal = caller.principal.leaving(caller.principal.tenant.openai_disconnect)
     check_model(principal, body.model)
     if body.stream:
         check_door(principal, "sse")

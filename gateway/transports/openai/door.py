@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
 from aiohttp import hdrs, web
 
 from gateway.core.errors import GatewayError
-from gateway.core.identity import Disconnect, Principal
 from gateway.core.keys import KEY_PREFIX
 from gateway.protocol.native import encode_json
 from gateway.protocol.openai.errors import error_body, error_headers, form
@@ -55,11 +53,6 @@ async def _prove(request: web.Request, credential: str, user: str | None) -> Cal
         caller = Caller(await edge.auth.principal(credential, origin), named=True)
     request[PRINCIPAL] = caller.principal
     return caller
-
-
-def leaving(principal: Principal, rule: Disconnect) -> Principal:
-    """Return the principal as one whose turns go by another rule when nobody reads them."""
-    return replace(principal, tenant=principal.tenant.leaving(rule))
 
 
 def turn_headers(begun: Begun) -> dict[str, str]:

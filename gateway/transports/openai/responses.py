@@ -32,7 +32,7 @@ from gateway.services.answers import Answer
 from gateway.services.threads import Ask, Begun
 from gateway.transports.edge import EDGE, UUID, Edge, address_of, check_door
 from gateway.transports.held_stream import HeldStream
-from gateway.transports.openai.door import answer, asked, caller_of, leaving, turn_headers
+from gateway.transports.openai.door import answer, asked, caller_of, turn_headers
 from gateway.transports.openai.models import check_model
 from gateway.transports.openai.telling import tell
 
@@ -48,7 +48,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     caller, body = await asked(request, ResponseRequest)
     check_parameters(body)
     tenant = caller.principal.tenant
-    principal = leaving(caller.principal, BACKGROUND if body.background else tenant.openai_disconnect)
+    principal = caller.principal.leaving(BACKGROUND if body.background else tenant.openai_disconnect)
     check_model(principal, body.model)
     if body.stream:
         check_door(principal, "sse")
