@@ -9,9 +9,10 @@ from aiohttp import web
 
 from gateway.core.errors import GatewayError
 from gateway.core.identity import Principal
+from gateway.core.turn import TurnId
 from gateway.protocol import ag_ui
 from gateway.protocol.native import encode_json, problem
-from gateway.services.chats import Ask, Begun
+from gateway.services.chats import Ask
 from gateway.transports.ai_sdk import stopped
 from gateway.transports.dialect_stream import RunStream
 from gateway.transports.edge import EDGE, REQUEST_ID, address_of, check_door, json_answer, principal_of, read_body
@@ -28,14 +29,11 @@ async def start(request: web.Request) -> web.StreamResponse:
     """Answer the last message of a thread as the events of a run."""
     principal = await principal_of(request)
     check_door(principal, "sse")
-    begun, run = await _begin(request, principal)
-    subscription = await request.app[EDGE].subscriptions.open(principal, begun.turn_id, None)
-    assert subscription is not None, "only a cursor can be at the ending"
-    headers = {"x-conversation-id": str(begun.conversation_id)}
-    return await RunStream(request, begun.turn_id, headers, run).deliver(subscription)
+    turn_id, run = await _begin(request, principal)
+    return await _deliver(request, principal, turn_id, run)
 
 
-async def _begin(request: web.Request, principal: Principal) -> tuple[Begun, ag_ui.Run]:
+async def _begin(request: web.Request, principal: Principal) -> tuple[TurnId, ag_ui.Run]:
     """Read what is asked and begin to answer it; apart, so that no list of messages is kept as long as the stream."""
     body = await read_body(request, ag_ui.RunInput)
     forwarded = body.forwarded or ag_ui.Forwarded()
@@ -51,10 +49,34 @@ async def _begin(request: web.Request, principal: Principal) -> tuple[Begun, ag_
         idempotency_key=request.headers.get("Idempotency-Key"),
     )
     try:
-        return await request.app[EDGE].chats.begin(principal, ask), ag_ui.run_of(body)
+        begun = await request.app[EDGE].chats.begin(principal, ask)
     except GatewayError as error:
         error.field = FIELDS.get(error.field or "", error.field)
         raise
+    return begun.turn_id, ag_ui.run_of(body)
+
+
+async def _deliver(request: web.Request, principal: Principal, turn_id: TurnId, run: ag_ui.Run) -> web.StreamResponse:
+    subscription = await request.app[EDGE].subscriptions.open(principal, turn_id, None)
+    assert subscription is not None, "only a cursor can be at the ending"
+    headers = {"x-conversation-id": subscription.conversation_id}
+    return await RunStream(request, turn_id, headers, run).deliver(subscription)
+
+
+@routes.get("/v1/ag-ui/{thread_id}/stream", allow_head=False)  # a stream is its body
+async def rejoin(request: web.Request) -> web.StreamResponse:
+    """Replay the run of a thread from its beginning, and go on with it; 204 when there is none.
+
+    The protocol has no request for it: what a run's input says of the run comes in the query.
+    """
+    principal = await principal_of(request)
+    check_door(principal, "sse")
+    thread_id = request.match_info["thread_id"]
+    turn_id = await request.app[EDGE].chats.active(principal, DOOR, thread_id)
+    if turn_id is None:
+        return web.Response(status=204)
+    run = ag_ui.Run(thread_id, request.query.get("runId") or turn_id, bool(request.query.get("protocolVersion")))
+    return await _deliver(request, principal, turn_id, run)
 
 
 @routes.post("/v1/ag-ui/{thread_id}/stop")

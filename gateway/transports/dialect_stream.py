@@ -38,7 +38,7 @@ class PartsStream(SseStream):
 
 
 class RunStream(SseStream):
-    """A run's events. One run has one reader, whose names for thread and run its beginning and its ending bear."""
+    """A run's events. Each reader has names of its own for thread and run, which its beginning and its ending bear."""
 
     comes_back = False
     encoders: ClassVar[tuple[Encoder, Encoder]] = (ag_ui.encode_run, _encode_run_chunked)

@@ -1,6 +1,6 @@
 // `HttpAgent` of @ag-ui/client against a gateway: `node ag_ui.mjs <scene>` with GATEWAY_URL, TOKENS (a JSON list) and
 // THREAD. Prints one JSON document. The client checks every event and their order itself, and fails a run that breaks it.
-import { HttpAgent } from "@ag-ui/client";
+import { HttpAgent, runHttpRequest, transformHttpEventStream } from "@ag-ui/client";
 
 const tokens = JSON.parse(process.env.TOKENS);
 const url = `${process.env.GATEWAY_URL}/v1/ag-ui`;
@@ -8,8 +8,21 @@ const warnings = [];
 console.warn = (...words) => warnings.push(words.join(" "));
 console.error = console.warn;
 
+// As on the page of documentation, but for its types.
+class Agent extends HttpAgent {
+  connect({ threadId, runId, protocolVersion = "" }) {
+    this.abortController = new AbortController();
+    const { headers, abortController: { signal } } = this;
+    const url = `${this.url}/${encodeURIComponent(threadId)}/stream?${new URLSearchParams({ runId, protocolVersion })}`;
+    return transformHttpEventStream(runHttpRequest(async () => {
+      const answer = await this.fetch(url, { headers, signal });
+      return answer.status === 204 ? new Response("") : answer; // no run is going on
+    }));
+  }
+}
+
 function agent(user = 0) {
-  return new HttpAgent({ url, threadId: process.env.THREAD, headers: { Authorization: `Bearer ${tokens[user]}` } });
+  return new Agent({ url, threadId: process.env.THREAD, headers: { Authorization: `Bearer ${tokens[user]}` } });
 }
 
 async function run(one, content, parameters = {}) {
@@ -50,6 +63,26 @@ const scenes = {
       (await fetch(`${url}/${process.env.THREAD}/stop`, { method: "POST", headers: one.headers })).json();
     const told = await run(one, "Hi #tokens=4000 #rate=60", { onText: () => (stopped ??= stop()) });
     return { told, stopped: await stopped, messages: one.messages, warnings };
+  },
+
+  async left() {
+    const one = agent();
+    const told = await run(one, "Hi #tokens=120 #rate=60", { onText: () => one.abortRun() });
+    const before = structuredClone(one.messages);
+    const events = [];
+    const connect = async () => {
+      await one.connectAgent({}, {
+        onEvent: ({ event }) => void events.push(event),
+        onRunStartedEvent: ({ messages }) => ({
+          messages: messages.slice(0, messages.findLastIndex((one) => one.role === "user") + 1),
+        }),
+      });
+      return structuredClone(one.messages);
+    };
+    const messages = await connect();
+    const rejoined = events.splice(0);
+    const idle = await connect();
+    return { told, before, rejoined, messages, idle: { events, messages: idle }, warnings };
   },
 
   async early() {

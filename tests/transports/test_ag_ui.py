@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from typing import Any
@@ -144,6 +145,68 @@ async def test_leaving_a_run_goes_by_the_tenants_rule(start_gateway: StartGatewa
         return
     assert (await client.replay(turn))[-1].data["text"] == truth(words).text
     assert not run.saw_cancel
+
+
+async def left(client: Client, thread: str, words: str, **more: Any) -> str:
+    """Leave a run in mid-answer and return its turn's id."""
+    body = asked(thread, said(words), **more)
+    async with client.running.http.post(client.running.url + RUN, json=body, headers=client.headers) as response:
+        await response.content.readuntil(b"TEXT_MESSAGE_CONTENT")
+        return str(response.headers["x-turn-id"])
+
+
+async def test_run_that_was_left_is_rejoined_from_its_beginning(start_gateway: StartGateway, sign_in: SignIn) -> None:
+    """On any worker, by several at once: the whole run, by the names that each gives it. Then there is none."""
+    running = await start_gateway()
+    elsewhere = await start_gateway(tenant=running.tenant, simulator=running.simulator)
+    client, other = await sign_in(running), await sign_in(elsewhere)
+    words = "Hi #tokens=120 #rate=60 #citations=1"
+    turn = await left(client, "a/b é", words)
+    path = f"{RUN}/a%2Fb%20%C3%A9/stream"
+    near, far = await asyncio.gather(client.call("GET", path), other.call("GET", f"{path}?runId=r&protocolVersion=1.0"))
+    for answer, run_id, outcome in ((near, turn, None), (far, "r", {"type": "success"})):
+        assert answer.headers["x-turn-id"] == turn
+        events = events_of(answer)
+        assert events[0] == {"type": "RUN_STARTED", "threadId": "a/b é", "runId": run_id}
+        assert text_of(events) == truth(words).text
+        kinds = [event["type"] for event in events if event["type"] not in ("TEXT_MESSAGE_CONTENT", "CUSTOM")]
+        assert kinds == ["RUN_STARTED", "TEXT_MESSAGE_START", "TEXT_MESSAGE_END", "RUN_FINISHED"]
+        last = events[-1]
+        assert (last["threadId"], last["runId"], last["result"]["turn_id"]) == ("a/b é", run_id, turn)
+        assert last.get("outcome") == outcome
+        (started,) = [event["value"] for event in events if event.get("name") == "turn.started"]
+        assert started["conversation_id"] == answer.headers["x-conversation-id"]
+    for idle in (path, f"{RUN}/never/stream"):
+        answer = await client.call("GET", idle)
+        assert (answer.status, answer.raw) == (204, b"")
+    assert heard(running) == [[words]]
+
+
+async def test_run_is_rejoined_by_nobody_else(running: Running, sign_in: SignIn) -> None:
+    """To another user, to a token for another persona and at the other door it is no run; without a token 401."""
+    ada, bob = await sign_in(running, "ada"), await sign_in(running, "bob")
+    narrow = await sign_in(running, "ada", personas=["other"])
+    turn = await left(ada, "same", "Mine #tokens=4000 #rate=40")
+    path = f"{RUN}/same/stream"
+    for client, asked_for in ((bob, path), (narrow, path), (ada, "/api/chat/same/stream")):
+        assert (await client.call("GET", asked_for)).status == 204
+    assert (await bob.call("GET", path, Authorization="Bearer nonsense")).status == 401
+    stopped = await ada.call("POST", f"{RUN}/same/stop")
+    assert stopped.body["turn_id"] == turn
+
+
+async def test_run_that_is_stopped_is_told_so_to_who_rejoined(running: Running, client: Client) -> None:
+    """As cancelled, where the protocol that is named has that outcome; leaving a second time stops nothing."""
+    turn = await left(client, "t", "Hi #tokens=4000 #rate=40")
+    url = f"{running.url}{RUN}/t/stream?protocolVersion=1.0"
+    async with running.http.get(url, headers=client.headers) as response:
+        await response.content.readuntil(b"TEXT_MESSAGE_CONTENT")
+    async with running.http.get(url, headers=client.headers) as response:
+        data = await response.content.readuntil(b"TEXT_MESSAGE_CONTENT")
+        assert (await client.call("POST", f"{RUN}/t/stop")).body == {"turn_id": turn, "state": "stopping"}
+        data += await response.content.read()
+    last = json.loads(SseDecoder().feed(data)[-1].data)
+    assert (last["outcome"], last["result"]["reason"]) == ({"type": "cancelled"}, "user")
 
 
 async def test_run_that_loses_its_right_ends_with_an_error(running: Running, client: Client) -> None:

@@ -225,6 +225,10 @@ ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
         Attempt("/api/chat/{busy_chat}/stop", 200, of_user=True),
     ),
     ("POST", "/v1/ag-ui"): (Attempt("/v1/ag-ui", 200, RUN | {"threadId": "{told_thread}"}, begins=True, of_user=True),),
+    ("GET", "/v1/ag-ui/{thread_id}/stream"): (
+        Attempt("/v1/ag-ui/{thread}/stream", 204, of_user=True),
+        Attempt("/v1/ag-ui/{busy_thread}/stream?runId=r", 200, of_user=True),
+    ),
     ("POST", "/v1/ag-ui/{thread_id}/stop"): (
         Attempt("/v1/ag-ui/{thread}/stop", 200, of_user=True),
         Attempt("/v1/ag-ui/{busy_thread}/stop", 200, of_user=True),

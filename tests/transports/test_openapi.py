@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from gateway.transports.docs import REFERENCE
 from gateway.transports.edge import DECLARED_PROBLEM
 from gateway.transports.openapi import websocket_page
 from tests.conftest import Running, StartGateway
-from tests.transports.client import Answer, Client, Socket
+from tests.transports.client import Answer, Client, Socket, eventually
 from tests.transports.dropin import toml
 from tests.transports.test_moderation import BAD as FLAGGED
 
@@ -259,12 +260,16 @@ async def test_chats_of_pages_are_as_described(description: Json, client: Client
 
 
 async def test_runs_of_agents_are_as_described(description: Json, client: Client) -> None:
-    """The AG-UI door: runs, what was stopped in mid-answer and when nothing was, and an error."""
+    """The AG-UI door: runs, one that is rejoined, what was stopped in mid-answer and when nothing was, and an error."""
     described, runs, stop = Described(description), "/v1/ag-ui", "/v1/ag-ui/{thread_id}/stop"
     run = {"threadId": "t", "runId": "r", "messages": [{"role": "user", "content": "slowly #rate=20"}]}
     async with client.running.http.post(client.running.url + runs, json=run, headers=client.headers) as response:
         assert response.status == 200
+        rejoined = asyncio.create_task(client.call("GET", f"{runs}/t/stream?runId=r"))
+        await eventually(lambda: len(client.running.gateway.edge.open) == 2, "the second reader")
         stopping = await client.call("POST", f"{runs}/t/stop")
+    for answer in (await rejoined, await client.call("GET", f"{runs}/t/stream")):
+        described.check("GET", f"{runs}/{{thread_id}}/stream", answer)
     idle = await client.call("POST", f"{runs}/other/stop")
     for stopped in (stopping, idle):
         described.check("POST", stop, stopped)

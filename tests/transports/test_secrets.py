@@ -99,7 +99,10 @@ async def varied_session(running: Running, client: Client) -> list[bytes]:
     for more in ({}, {PROMPT: 1}, {"persona": PROMPT}, {"trigger": PROMPT}, {"replacements": {PROMPT: PROMPT}}):
         await call("POST", "/api/chat", {"id": f"chat {PROMPT}", "messages": [spoken], **more})
     await call("POST", "/api/chat", {"id": "c", "messages": [{"role": PROMPT, "parts": [{"type": PROMPT}]}]})
-    for path in (f"/api/chat/{PROMPT}/stream", f"/api/chat/{client.token}"):
+    for path in (
+        *(f"/api/chat/{PROMPT}/stream", f"/api/chat/{client.token}"),
+        f"/v1/ag-ui/{PROMPT}/stream?runId={PROMPT}&protocolVersion={PROMPT}",
+    ):
         await call("GET", path)
     run = {"threadId": "t", "runId": "r", "messages": [{"role": "user", "content": ANSWER}]}
     await call("POST", "/v1/ag-ui", run)

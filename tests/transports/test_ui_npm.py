@@ -188,6 +188,20 @@ async def test_agents_run_is_stopped(running: Running, scene: str) -> None:
     assert told["warnings"] == []
 
 
+async def test_agent_goes_on_with_a_run_that_it_left(running: Running) -> None:
+    """By ``connectAgent``, as the page of documentation has it: the whole text once, and nothing when it is over."""
+    told = await agent("left", running)
+    words = "Hi #tokens=120 #rate=60"
+    partial, whole = told["before"][1], told["messages"][1]
+    assert 0 < len(partial["content"]) < len(truth(words).text)
+    assert [one["content"] for one in told["messages"]] == [words, truth(words).text]
+    assert whole["id"] == partial["id"]
+    assert (told["rejoined"][-1]["type"], told["rejoined"][-1]["outcome"]) == ("RUN_FINISHED", {"type": "success"})
+    assert told["idle"] == {"events": [], "messages": told["messages"]}
+    assert told["warnings"] == []
+    assert heard(running) == [[words]]
+
+
 async def test_agent_knows_the_errors(running: Running) -> None:
     """Refusals by their status and problem, failures by their event and code."""
     told = await agent("failures", running)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from gateway.core.errors import Code
 from gateway.protocol.ag_ui import AgMessage, Forwarded, RunInput
 from gateway.protocol.native_answers import Problem
 from gateway.protocol.ui_answers import ChatStands
@@ -20,6 +21,7 @@ EVENTS: Final[Schema] = {
     "properties": {"data": TEXT},
     "required": ["data"],
 }
+STREAM: Final = Answer(what="The run's events.", media={SSE: EVENTS}, headers=("x-turn-id", "x-conversation-id"))
 
 
 DOOR: Final = Door(
@@ -40,16 +42,32 @@ DOOR: Final = Door(
             body=RunInput,
             answers={
                 200: Answer(
-                    what="The run's events.",
-                    media={SSE: EVENTS},
-                    headers=("x-turn-id", "x-conversation-id"),
+                    what=STREAM.what,
+                    media=STREAM.media,
+                    headers=STREAM.headers,
                     links={
-                        "stopAgent": {"thread_id": "$request.body#/threadId"},
+                        **{name: {"thread_id": "$request.body#/threadId"} for name in ("rejoinAgent", "stopAgent")},
                         "followTurn": {"turn_id": "$response.header.x-turn-id"},
                     },
                 )
             },
             errors=ANSWERED,
+            limited=True,
+        ),
+        Operation(
+            method="get",
+            path="/v1/ag-ui/{thread_id}/stream",
+            id="rejoinAgent",
+            summary="Go on with the run of a thread, from its beginning",
+            detail="AG-UI has no word for it: a client's `connect` may ask for this. All of the answer comes again.",
+            credentials=("session_token",),
+            parameters=(
+                THREAD_ID,
+                Parameter("runId", "query", "What the run is called in its events; the turn's id unless given."),
+                Parameter("protocolVersion", "query", "With it, a run that is stopped has the outcome `cancelled`."),
+            ),
+            answers={200: STREAM, 204: Answer(what="No run is going on, or there is no such thread.")},
+            errors=(*FOUND, Code.DOOR_CLOSED, Code.HISTORY_LOST),
             limited=True,
         ),
         Operation(
