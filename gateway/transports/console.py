@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 
 from gateway.core.errors import Code, GatewayError
 from gateway.transports.middleware import identify, problem_response
+from gateway.transports.packed import PackedFiles, packed_answer
 from gateway.transports.page import CONTENT_TYPES
 from gateway.transports.page import ROOT as PAGE
 
@@ -37,6 +38,7 @@ FILES: Final = {
     for path in ROOT.rglob("*")
     if path.suffix in CONTENT_TYPES and path.is_file()
 } | {name: PAGE / name for name in ("dom.js", "icon.svg")}  # as the chat page has them
+PACKED: Final = PackedFiles(FILES)
 
 routes = web.RouteTableDef()
 
@@ -44,24 +46,24 @@ routes = web.RouteTableDef()
 @routes.get("/admin")
 @routes.get("/admin/")
 async def index(request: web.Request) -> web.StreamResponse:
-    return _file(request, "index.html")
+    return await _file(request, "index.html")
 
 
 @routes.get("/admin/page/{path:.+}")
 async def static(request: web.Request) -> web.StreamResponse:
-    return _file(request, request.match_info["path"])
+    return await _file(request, request.match_info["path"])
 
 
-def _file(request: web.Request, name: str) -> web.StreamResponse:
-    path = FILES.get(name)
-    response: web.StreamResponse
-    if path is None:
+async def _file(request: web.Request, name: str) -> web.StreamResponse:
+    packed = await PACKED.get(name)
+    if packed is None:
         response = problem_response(request, GatewayError(Code.NOT_FOUND))
     else:
-        response = web.FileResponse(
-            path,
-            headers={
-                hdrs.CONTENT_TYPE: CONTENT_TYPES[path.suffix],
+        response = packed_answer(
+            request,
+            packed,
+            {
+                hdrs.CONTENT_TYPE: CONTENT_TYPES[FILES[name].suffix],
                 hdrs.CACHE_CONTROL: "no-cache",  # asked for again each time (a 304), so that all are of one version
                 "Content-Security-Policy": POLICY,
                 "Referrer-Policy": "no-referrer",

@@ -1,7 +1,8 @@
 """The reference pages at ``/docs`` and the API's description at ``/openapi.json``.
 
 Pages are Markdown beside the code, and one is made of the description. They are turned into HTML when they are first
-asked for, which takes some milliseconds, and then kept. Nothing on them is from elsewhere, and no script runs.
+asked for, which takes some milliseconds, and then kept, also compressed. Nothing on them is from elsewhere, and no
+script runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gateway.protocol.native import encode_json
 from gateway.transports.openapi.document import document
 from gateway.transports.openapi.http_page import http_page
 from gateway.transports.openapi.operation import Door
+from gateway.transports.packed import Packed, packed_answer
 
 ROOT: Final = Path(__file__).parent.parent / "docs"
 POLICY: Final = "; ".join(
@@ -44,7 +46,7 @@ SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "How it behaves": ("access", "limits", "tenants", "failures", "event-log", "threat-model"),
     "Look up": ("settings", "metrics", "errors"),
 }
-STYLE: Final = (ROOT / "style.css").read_bytes()
+STYLE: Final = ROOT / "style.css"
 
 routes = web.RouteTableDef()
 
@@ -55,31 +57,35 @@ class Reference:
     def __init__(self, doors: Sequence[Door]) -> None:
         self.doors = doors
         self._document: Mapping[str, Any] | None = None
-        self._made: dict[str, bytes] = {}
+        self._made: dict[str, Packed] = {}
 
-    async def description(self) -> bytes:
+    async def description(self) -> Packed:
         """Return the OpenAPI document."""
         return await self._once("description", lambda: encode_json(self._described()))
 
-    async def source(self, name: str) -> bytes:
+    async def source(self, name: str) -> Packed:
         """Return a page as Markdown; raises GatewayError(not_found)."""
         if name != HTTP and name not in FILES:
             raise GatewayError(Code.NOT_FOUND)
         return await self._once(f"{name}.md", lambda: self._markdown(name).encode())
 
-    async def page(self, name: str) -> bytes:
+    async def page(self, name: str) -> Packed:
         """Return a page as HTML; raises GatewayError(not_found)."""
         if name != HTTP and name not in FILES:
             raise GatewayError(Code.NOT_FOUND)
         return await self._once(name, lambda: self._html(name))
 
-    async def index(self) -> bytes:
+    async def style(self) -> Packed:
+        """Return the style sheet of all pages."""
+        return await self._once(STYLE.name, STYLE.read_bytes)
+
+    async def index(self) -> Packed:
         """Return the list of pages as HTML."""
         return await self._once("", lambda: self._html(None))
 
-    async def _once(self, name: str, make: Callable[[], bytes]) -> bytes:
+    async def _once(self, name: str, make: Callable[[], bytes]) -> Packed:
         if name not in self._made:  # two who ask at once make it twice, which is no harm
-            self._made[name] = await asyncio.to_thread(make)
+            self._made[name] = await asyncio.to_thread(lambda: Packed.of(make()))
         return self._made[name]
 
     def _described(self) -> Mapping[str, Any]:
@@ -115,39 +121,37 @@ REFERENCE: Final = web.AppKey("reference", Reference)
 @routes.get("/openapi.json")
 async def describe(request: web.Request) -> web.Response:
     """Answer the API's description."""
-    answer = _answer(await request.app[REFERENCE].description(), "application/json")
-    answer.enable_compression()
-    return answer
+    return _answer(request, await request.app[REFERENCE].description(), "application/json")
 
 
 @routes.get("/docs")
 async def index(request: web.Request) -> web.Response:
     """List the pages."""
-    return _answer(await request.app[REFERENCE].index(), "text/html")
+    return _answer(request, await request.app[REFERENCE].index(), "text/html")
 
 
 @routes.get("/docs/style.css")
-async def style(_: web.Request) -> web.Response:
-    return _answer(STYLE, "text/css")
+async def style(request: web.Request) -> web.Response:
+    return _answer(request, await request.app[REFERENCE].style(), "text/css")
 
 
 @routes.get("/docs/{name:[a-z0-9-]+}.md")
 async def source(request: web.Request) -> web.Response:
     """Answer a page as it is kept."""
-    return _answer(await request.app[REFERENCE].source(request.match_info["name"]), "text/markdown")
+    return _answer(request, await request.app[REFERENCE].source(request.match_info["name"]), "text/markdown")
 
 
 @routes.get("/docs/{name:[a-z0-9-]+}")
 async def page(request: web.Request) -> web.Response:
-    return _answer(await request.app[REFERENCE].page(request.match_info["name"]), "text/html")
+    return _answer(request, await request.app[REFERENCE].page(request.match_info["name"]), "text/html")
 
 
-def _answer(body: bytes, content_type: str) -> web.Response:
-    return web.Response(
-        body=body,
-        content_type=content_type,
-        charset="utf-8" if content_type.startswith("text/") else None,
-        headers={
+def _answer(request: web.Request, packed: Packed, content_type: str) -> web.Response:
+    return packed_answer(
+        request,
+        packed,
+        {
+            hdrs.CONTENT_TYPE: f"{content_type}; charset=utf-8" if content_type.startswith("text/") else content_type,
             hdrs.CACHE_CONTROL: "no-cache",
             "Content-Security-Policy": POLICY,
             "Referrer-Policy": "no-referrer",

@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.core.errors import Code, GatewayError
+from gateway.transports.packed import PackedFiles, packed_answer
 
 ROOT: Final = (Path(__file__).parent.parent / "page").resolve()
 POLICY: Final = "; ".join(
@@ -38,6 +39,7 @@ FILES: Final = {
     for path in ROOT.rglob("*")
     if path.suffix in CONTENT_TYPES and path.is_file()
 }
+PACKED: Final = PackedFiles(FILES)
 
 SHARED: Final = frozenset({".js", ".ts"})  # what pages of any origin may load, as a module or under COEP
 EMBEDDED: Final = {f"/{name}": f"embed/{name}" for name in ("client.js", "client.d.ts", "widget.js")}
@@ -47,34 +49,36 @@ routes = web.RouteTableDef()
 
 @routes.get("/")
 async def index(request: web.Request) -> web.StreamResponse:
-    return _file("index.html")
+    return await _file(request, "index.html")
 
 
 @routes.get("/client.js")
 @routes.get("/client.d.ts")
 @routes.get("/widget.js")
 async def embedded(request: web.Request) -> web.StreamResponse:
-    return _file(EMBEDDED[request.path])
+    return await _file(request, EMBEDDED[request.path])
 
 
 @routes.get("/page/{path:.+}")
 async def static(request: web.Request) -> web.StreamResponse:
-    return _file(request.match_info["path"])
+    return await _file(request, request.match_info["path"])
 
 
-def _file(name: str) -> web.FileResponse:
-    path = FILES.get(name)
-    if path is None:
+async def _file(request: web.Request, name: str) -> web.Response:
+    packed = await PACKED.get(name)
+    if packed is None:
         raise GatewayError(Code.NOT_FOUND)
+    suffix = FILES[name].suffix
     shared = {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*", "Cross-Origin-Resource-Policy": "cross-origin"}
-    return web.FileResponse(
-        path,
-        headers={
-            hdrs.CONTENT_TYPE: CONTENT_TYPES[path.suffix],
+    return packed_answer(
+        request,
+        packed,
+        {
+            hdrs.CONTENT_TYPE: CONTENT_TYPES[suffix],
             hdrs.CACHE_CONTROL: "no-cache",  # asked for again each time (a 304): widget and client are of one version
             "Content-Security-Policy": POLICY,
             "Referrer-Policy": "no-referrer",
             "Cross-Origin-Opener-Policy": "same-origin",
-            **(shared if path.suffix in SHARED else {}),
+            **(shared if suffix in SHARED else {}),
         },
     )

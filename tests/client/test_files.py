@@ -22,6 +22,7 @@ from tests.conftest import Running
 
 EMBED = Path(gateway.__file__).parent / "page" / "embed"
 SIZE_MAX_BYTES = 8 * 1024
+WIRE_MAX_BYTES = 10_500  # as it is served, with its comments
 
 
 def minified() -> bytes:
@@ -37,6 +38,16 @@ def minified() -> bytes:
 def test_client_is_small() -> None:
     """At most 8 KB, minified and gzipped."""
     assert len(gzip.compress(minified(), 9)) <= SIZE_MAX_BYTES
+
+
+async def test_client_is_small_as_it_is_served(running: Running) -> None:
+    """A page that loads it from the gateway is sent at most 10.5 KB, and what arrives is the file."""
+    headers = {"Accept-Encoding": "gzip, deflate, br"}
+    async with running.http.get(f"{running.url}/client.js", headers=headers, auto_decompress=False) as response:
+        sent = await response.read()
+        assert response.headers["Content-Encoding"] == "gzip"
+    assert len(sent) <= WIRE_MAX_BYTES
+    assert gzip.decompress(sent) == (EMBED / "client.js").read_bytes()
 
 
 def test_client_imports_nothing() -> None:
