@@ -40,12 +40,13 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
     Raises SettingsError that says what is missing, GatewayError(store_unavailable).
     """
     data_dir = settings.server.data_dir
-    url = settings.redis.url.reveal() if settings.redis.url is not None else running_url(data_dir)
+    kept = running_url(data_dir)
+    url = settings.redis.url.reveal() if settings.redis.url is not None else kept
     if url is None:
         raise SettingsError(
             "GATEWAY_REDIS_URL", f"is not set, and no gateway keeps a store in {data_dir} (GATEWAY_DATA_DIR) just now"
         )
-    secrets = find_secrets(settings)
+    secrets = find_secrets(settings, embedded=url == kept)
     tables = _tables(settings)
     redis = Redis(url, timeout_s=settings.redis.timeout_s, connections=1)
     rules = session_rules(settings)

@@ -64,11 +64,14 @@ def load(settings: Places, *, embedded: bool) -> SecretKeys:
     return keys
 
 
-def find(settings: Places) -> SecretKeys:
-    """Read the secrets of gateways that run, or ran: from where the settings say, or made in the data directory.
+def find(settings: Places, *, embedded: bool) -> SecretKeys:
+    """Read the secrets of the gateways on a store, and make none: from where the settings say.
 
-    Makes none. Raises SettingsError that names what to set.
+    Those that a gateway has made in the data directory are its own, so they are taken for the Valkey that it keeps
+    there (``embedded``) alone. Raises SettingsError that names what to set, for another store as a start there does.
     """
+    if not embedded:
+        return load(settings, embedded=False)
     sessions, data_dir = settings.sessions, settings.server.data_dir
     found: dict[str, bytes] = {}
     for key, given, name in (

@@ -17,12 +17,14 @@ from gateway.access import login
 from gateway.cli import main
 from gateway.core.identity import TenantId
 from gateway.core.keys import KeyKind
+from gateway.secret_files import PEPPER, SIGNING_KEY, read_or_make
 from gateway.store.tenants import RedisTenants
-from tests.conftest import SECRETS, Running, StartGateway
+from tests.conftest import PERSONA_ID, SECRETS, VENDOR_KEY, Running, StartGateway
 from tests.test_commands import ports, run
 from tests.transports.client import Client, Closed, eventually
 
 Command = Callable[..., Awaitable[Result]]
+FILES = {"GATEWAY_PEPPER_FILE": "pepper", "GATEWAY_SIGNING_KEY_FILE": "signing-key"}
 
 
 @pytest.fixture
@@ -37,7 +39,12 @@ def command(running: Running, store_url: str, tmp_path: Path) -> Command:
     for name, secret in (("pepper", SECRETS.pepper), ("signing-key", SECRETS.signing_key)):
         (tmp_path / name).write_bytes(secret)
         (tmp_path / name).chmod(0o600)
-    environ = {"GATEWAY_CONFIG": str(config), "GATEWAY_REDIS_URL": store_url, "GATEWAY_DATA_DIR": str(tmp_path)}
+    environ = {
+        "GATEWAY_CONFIG": str(config),
+        "GATEWAY_REDIS_URL": store_url,
+        "GATEWAY_DATA_DIR": str(tmp_path / "data"),
+        **{setting: str(tmp_path / name) for setting, name in FILES.items()},
+    }
 
     async def invoke(*arguments: str, stdin: str | None = None, **changed: str | None) -> Result:
         return await asyncio.to_thread(CliRunner().invoke, main, arguments, input=stdin, env={**environ, **changed})
@@ -240,7 +247,7 @@ async def test_token_from_a_stranger_is_not_revoked(command: Command) -> None:
     [
         ({"GATEWAY_REDIS_URL": None}, "GATEWAY_REDIS_URL: is not set, and no gateway keeps a store in"),
         ({"GATEWAY_REDIS_URL": "redis://127.0.0.1:1"}, "store_unavailable"),
-        ({"GATEWAY_DATA_DIR": "/nonexistent"}, "GATEWAY_PEPPER_FILE: must name the gateway's file"),
+        ({"GATEWAY_PEPPER_FILE": "/nonexistent"}, "GATEWAY_PEPPER_FILE: cannot read /nonexistent"),
     ],
 )
 async def test_command_without_a_store_or_its_secrets_says_what_is_missing(
@@ -252,15 +259,46 @@ async def test_command_without_a_store_or_its_secrets_says_what_is_missing(
     assert words in result.stderr
 
 
-async def test_command_finds_the_embedded_store_of_a_running_gateway(tmp_path: Path) -> None:
-    """With nothing set but the data directory the store, the secrets and the default tenant are found."""
+@pytest.mark.parametrize(
+    ("missing", "given"),
+    [("GATEWAY_PEPPER_FILE", "GATEWAY_SIGNING_KEY_FILE"), ("GATEWAY_SIGNING_KEY_FILE", "GATEWAY_PEPPER_FILE")],
+)
+async def test_command_on_a_redis_of_ones_own_refuses_what_serve_refuses(
+    command: Command, running: Running, store_url: str, tmp_path: Path, missing: str, given: str
+) -> None:
+    """Secrets that another gateway has made in the data directory are not taken for those of the gateways there."""
+    for name in (PEPPER, SIGNING_KEY):
+        read_or_make(tmp_path / "data" / name)
+    keys = await running.gateway.auth.keys.list(TenantId(running.tenant))
+    known = {"GATEWAY_DATA_DIR": str(tmp_path / "data"), given: str(tmp_path / FILES[given])}
+    vendor = {"HYPERLEAP_API_KEY": VENDOR_KEY, "HYPERLEAP_PERSONA_ID": PERSONA_ID}
+    async with run(tmp_path, "serve", "--redis-url", store_url, **known, **vendor) as serve:
+        _, refusal = await serve.finish()
+    assert refusal.startswith(f"Error: {missing}: must name a file when the gateway has a Redis of your own")
+    for arguments in (
+        ("keys", "create", "--label", "mine"),
+        ("tokens", "mint", "--user", "ada"),
+        ("tenants", "list"),
+    ):
+        result = await command(*arguments, "--redis-url", store_url, **{missing: None, "GATEWAY_REDIS_URL": None})
+        assert (result.exit_code, result.stdout, result.stderr) == (serve.process.returncode, "", refusal)
+    assert await running.gateway.auth.keys.list(TenantId(running.tenant)) == keys
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["found", "told"])
+async def test_command_finds_the_embedded_store_of_a_running_gateway(tmp_path: Path, told: bool) -> None:
+    """With nothing set but the data directory the store, the secrets and the default tenant are found.
+
+    The same where the store's address was read from the gateway's env file.
+    """
     async with run(tmp_path, "demo", *ports(tmp_path)) as demo, ClientSession() as http:
         known = await demo.facts()
+        url = known["GATEWAY_REDIS_URL"] if told else None
         result = await asyncio.to_thread(
             CliRunner().invoke,
             main,
             ("keys", "create", "--label", "mine"),
-            env={"GATEWAY_DATA_DIR": str(tmp_path / "data" / "demo"), "GATEWAY_REDIS_URL": None},
+            env={"GATEWAY_DATA_DIR": str(tmp_path / "data" / "demo"), "GATEWAY_REDIS_URL": url},
         )
         assert result.exit_code == 0, result.output
         headers = {"Authorization": f"Bearer {result.stdout.strip()}"}
