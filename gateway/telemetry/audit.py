@@ -73,7 +73,8 @@ def record(action: str, /, *, outcome: Literal["done", "refused", "failed"] = "d
 def change(action: str, /, **facts: object) -> Iterator[dict[str, Any]]:
     """Tell of a change that is made inside; what is put into the dictionary is told too.
 
-    One that fails for want of a store is told as ``failed``: it may have been made. One that is refused is not told.
+    One that fails in any other way than by being refused is told as ``failed``: it may have been made. One that is
+    refused is not told.
     """
     told: dict[str, Any] = dict(facts)
     try:
@@ -81,6 +82,9 @@ def change(action: str, /, **facts: object) -> Iterator[dict[str, Any]]:
     except GatewayError as error:
         if error.wire.http >= 500:
             record(action, outcome="failed", code=error.code, **told)
+        raise
+    except BaseException:  # cancelled, or a fault of ours
+        record(action, outcome="failed", **told)
         raise
     record(action, **told)
 

@@ -176,6 +176,7 @@ PARTS: Final[Table] = {
     "tracing.troubled": Told("warning", "where words", "What OpenTelemetry says of its troubles"),
     "spans.unsent": Told("warning", "spans", "A batch of spans was dropped"),
     "store.failed": Told("warning", "store", "Calls to the store fail"),
+    "admin.crashed": Told("error", "", "A mistake of ours in an admin call whose caller had left"),
     "store.refused": Told("warning", "store reason", "The store answered a call with an error"),
     "store.recovered": Told("info", "store", "They work again"),
     "store.died": Told("error", "reason", "The embedded Valkey died"),

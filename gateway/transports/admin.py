@@ -1,18 +1,22 @@
 """The admin API, on the internal port: tenants of the store, keys, and what is taken back. For operators' programs.
 
 It is there where an admin token is given, and answers 404 to all where none is. No page of another origin can use it:
-answers carry no CORS.
+answers carry no CORS. A change that has begun is made whole and audited, whether or not its caller waits for it, and
+what a call does not know is refused: it might mean another change than the one that is made.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
+import msgspec
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
@@ -32,8 +36,12 @@ from gateway.transports.middleware import identify, observe, refuse
 PREFIX: Final = "/admin/v1"
 DESK: Final[web.AppKey[Desk]] = web.AppKey("desk", Desk)
 _TOKEN: Final[web.AppKey[bytes | None]] = web.AppKey("admin_token", bytes)  # a digest of it
+_UNDER_WAY: Final[web.AppKey[set[asyncio.Task[web.StreamResponse]]]] = web.AppKey("changes", set)
 _KEY_ID: Final = re.compile(r"[a-z0-9]{8,32}", re.ASCII)
+_ASKING: Final = ("/usage", "/turns")  # paths that end like this read their queries themselves
+_BODIES: Final = ("/keys", "/rotate", "/users/revoke", "/tokens/revoke")  # POSTs to paths that end like this have one
 
+logger = logging.getLogger(__name__)
 routes = web.RouteTableDef()
 
 
@@ -53,6 +61,8 @@ def app(
     made[EDGE] = edge
     made[DESK] = desk
     made[_TOKEN] = hashlib.sha256(token).digest() if token is not None else None
+    made[_UNDER_WAY] = set()
+    made.cleanup_ctx.append(_finish)
     made.on_response_prepare.append(_identify)
     for room in rooms:
         made.add_routes(room)
@@ -72,7 +82,50 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if not hmac.compare_digest(hashlib.sha256(shown).digest(), digest):
         raise GatewayError(Code.CREDENTIAL_INVALID)
     with audit.acting("admin", address=address_of(request)):
-        return await handler(request)
+        await _check_known(request)
+        if request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
+            return await handler(request)
+        return await _whole(request, handler)
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a call that takes none."""
+
+
+async def _check_known(request: web.Request) -> None:
+    """Refuse what the call would pass over; raises GatewayError(unknown_field) and what reading a body raises."""
+    if request.match_info.http_exception is not None:
+        return  # there is no such call
+    if request.query and not (request.method == hdrs.METH_GET and request.path.endswith(_ASKING)):
+        field = next(iter(request.query))
+        raise GatewayError(Code.UNKNOWN_FIELD, "This call has no parameters in its query.", field=field[:64])
+    takes = request.method == hdrs.METH_PUT or (request.method == hdrs.METH_POST and request.path.endswith(_BODIES))
+    if request.body_exists and not takes and await request.read():
+        await read_body(request, _Nothing)
+
+
+async def _whole(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Make a change to its end, though its caller may leave in the middle of it."""
+    task = asyncio.ensure_future(handler(request))
+    under_way = request.app[_UNDER_WAY]
+    under_way.add(task)
+    task.add_done_callback(under_way.discard)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_tell_fault)
+        raise
+
+
+def _tell_fault(task: asyncio.Task[web.StreamResponse]) -> None:
+    """Log a fault of ours that nobody is left to be answered."""
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, GatewayError):
+        logger.error("admin.crashed", exc_info=error)
+
+
+async def _finish(made: web.Application) -> AsyncIterator[None]:
+    yield
+    await asyncio.gather(*made[_UNDER_WAY], return_exceptions=True)
 
 
 async def _identify(request: web.Request, response: web.StreamResponse) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import yarl
+
+from gateway.core.identity import TenantId
 from gateway.core.revocation import Revoked
 from gateway.store.tenants import RedisTenants
 from gateway.telemetry import audit
@@ -146,3 +151,42 @@ async def test_changes_by_the_admin_api_are_audited(
     text = told.text
     for secret in (TOKEN, made["secret"].rpartition(".")[2], rotated["secret"].rpartition(".")[2], USER):
         assert secret not in text
+
+
+async def test_change_whose_caller_leaves_is_made_whole_and_audited(
+    start_gateway: StartGateway, stored_tenants: RedisTenants, tmp_path: Path, told: Log
+) -> None:
+    """Who hangs up while the store is slow leaves no change half done, and none that nobody is told of."""
+    token = tmp_path / "admin-token"
+    token.write_text(TOKEN, "utf-8")
+    token.chmod(0o600)
+    running = await start_gateway(environ={"GATEWAY_ADMIN_TOKEN_FILE": str(token)})
+    url, tenant = yarl.URL(running.internal_url), running.tenant
+
+    async def leave(path: str, body: bytes, after_s: float) -> None:
+        """Send a call while the store takes no writes for a moment, and leave within that."""
+        await running.gateway.redis.call("CLIENT", "PAUSE", 60, "WRITE")
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await asyncio.sleep(after_s)
+        writer.transport.abort()
+
+    calls = 20
+    for number in range(calls):  # at any moment: before the change has begun, in its middle, and just before its end
+        await leave(f"/admin/v1/tenants/{tenant}/keys", b'{"label":"left"}', number / calls * 0.06)
+
+    async def settled() -> bool:
+        ended = told.named("request.ended", route="/admin/v1/tenants/{tenant}/keys")
+        made = [key.id for key in await running.gateway.auth.keys.list(TenantId(tenant)) if key.label == "left"]
+        audited = [line["key_id"] for line in told.named("key.created", actor="admin", outcome="done")]
+        return len(ended) == calls and sorted(made) == sorted(audited) and len(made) > calls / 4
+
+    await until(settled)
+    assert {line["tenant"] for line in told.named("key.created", actor="admin")} == {tenant}
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await holds():
+            await asyncio.sleep(0.05)
