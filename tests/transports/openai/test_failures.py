@@ -16,7 +16,7 @@ from gateway.core.revocation import Revoked
 from tests.conftest import PERSONA_ID, TENANT_TOML, Running, StartGateway
 from tests.transports.client import Client, eventually, metric
 from tests.transports.openai.conftest import Hire
-from tests.transports.openai.loop import reply
+from tests.transports.openai.loop import heard, reply
 from tests.transports.test_bad_input import bad_credentials
 
 HI: list[dict[str, Any]] = [{"role": "user", "content": "Hi #tokens=3"}]
@@ -138,6 +138,8 @@ async def test_what_cannot_be_understood_is_refused_with_code_and_parameter(
 async def test_what_does_not_matter_is_taken_and_ignored(running: Running, client: AsyncOpenAI) -> None:
     """What clients send by habit stands in nobody's way, and changes nothing."""
     assert await reply(client, HI, **IGNORED) == await reply(client, HI)
+    assert await reply(client, [{**one, "name": "ada"} for one in HI]) == await reply(client, HI)
+    assert {words for told in heard(running) for words in told} == {one["content"] for one in HI}
     ignored = {"temperature": 1, "truncation": "auto", "reasoning": {"effort": "low"}}
     asked: Any = {"model": "default", "input": "Hi #tokens=3", **ignored, "include": ["reasoning.encrypted_content"]}
     assert (await client.responses.create(**asked)).output_text
