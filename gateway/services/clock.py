@@ -26,3 +26,8 @@ def iso(at_s: float) -> str:
 def age_s(at: str) -> float:
     """Return how long ago a ``timestamp`` was, in seconds."""
     return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+
+
+def unix_s(at: str) -> float:
+    """Return the Unix time of a ``timestamp``."""
+    return datetime.fromisoformat(at).timestamp()

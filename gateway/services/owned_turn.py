@@ -37,7 +37,7 @@ from gateway.core.ledger import Settlement
 from gateway.core.revocation import Holder
 from gateway.core.turn import StopReason, TurnId, TurnState, Usage, estimate_usage
 from gateway.core.vendor_keys import KeyLabel
-from gateway.services.clock import timestamp
+from gateway.services.clock import timestamp, unix_s
 from gateway.services.journal import Journal
 from gateway.services.live_log import LiveLog
 from gateway.services.presence import Presence
@@ -172,6 +172,12 @@ class OwnedTurn(ABC):
     def rescued(self) -> bool:
         """Whether another worker owned it before, which may have shown readers more than the log holds."""
         return self.epoch > 1
+
+    @property
+    def asked_at_s(self) -> float:
+        """When it was asked for, Unix time."""
+        at = self.heading.message.created_at
+        return unix_s(at) if at is not None else time.time()
 
     def is_of(self, principal: Principal) -> bool:
         return self.tenant.id == principal.tenant.id and principal.owns(self.heading.owner, self.heading.persona)

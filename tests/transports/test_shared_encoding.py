@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -108,6 +109,17 @@ async def openai_responses(client: Client, stack: Stack) -> str:
     return turn
 
 
+async def openai_chat(client: Client, stack: Stack) -> str:
+    """A list that is sent again under its key, in another second, joins the answer."""
+    body = {"model": "default", "messages": [{"role": "user", "content": MESSAGE}], "stream": True}
+    for number in range(READERS):
+        if number:
+            begun_s = int(time.time())
+            await eventually(lambda: int(time.time()) > begun_s, "the next second")  # noqa: B023 - awaited in this round
+        response = await opened(client, stack, "POST", "/v1/chat/completions", body, **{"Idempotency-Key": "k"})
+    return response.headers["x-turn-id"]
+
+
 async def hyperleap(client: Client, stack: Stack) -> str:
     """A message that is sent again under its key joins the answer."""
     path = f"/hyperleap/conversations/{await client.conversation()}/chat-sse"
@@ -128,7 +140,7 @@ async def opened(
     return response
 
 
-@pytest.mark.parametrize("open_readers", [native, websocket, ai_sdk, openai_responses, hyperleap])
+@pytest.mark.parametrize("open_readers", [native, websocket, ai_sdk, openai_chat, openai_responses, hyperleap])
 async def test_delta_is_encoded_once_for_all_readers_at_the_head(
     client: Client, encodings: Encodings, open_readers: Open
 ) -> None:

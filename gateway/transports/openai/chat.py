@@ -48,7 +48,9 @@ async def complete(request: web.Request) -> web.StreamResponse:
     begun = await threads.start(principal, ask)
     options = body.stream_options
     usage = options is not None and bool(options.include_usage)
-    completion = Completion(begun.turn_id, body.model, int(time.time()), usage)
+    turn = request.app[EDGE].turns.find(begun.turn_id)  # all readers of one are told the same time here
+    created_s = turn.asked_at_s if turn is not None else time.time()
+    completion = Completion(begun.turn_id, body.model, int(created_s), usage)
 
     async def remember(ending: TurnCompleted) -> None:
         await threads.remember(principal, ask, begun, ending.text, ending.message_id)
