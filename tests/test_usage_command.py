@@ -155,7 +155,7 @@ async def test_all_tenants_are_told_unless_one_is_named(command: Command) -> Non
     ("arguments", "status", "words"),
     [
         (("--from", "2016-01-01", "--to", "2016-12-31"), 2, "--from: Settlements are kept for 40 days"),
-        (("--from", "2016-01-01"), 2, "--to: A range may have 366 days"),
+        (("--from", "2016-01-01"), 2, "--from: A range may have 366 days"),
         (("--from", "yesterday"), 2, "--from: 'yesterday' is no date"),
         (("--to", "2016-01-01"), 2, "--to: The range is empty"),
         (("--by", "colour"), 2, "--by: 'colour' is none of"),

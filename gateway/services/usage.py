@@ -96,7 +96,7 @@ class UsageService:
         if begins >= ends:
             raise _invalid("to" if asked.to is not None else "from", "The range is empty: it ends before it begins.")
         if ends - begins > SPAN_MAX:
-            raise _invalid("to", f"A range may have {SPAN_MAX.days} days.")
+            raise _invalid("to" if asked.to is not None else "from", f"A range may have {SPAN_MAX.days} days.")
         kept = now - timedelta(seconds=self.keep_s)
         if begins < kept:
             earliest = (kept + timedelta(seconds=1)).astimezone(UTC)

@@ -146,7 +146,7 @@ async def test_date_is_a_day_of_the_tenants_zone(books: Books) -> None:
         ({"from_": "-1d", "to": "-2d"}, Code.INVALID_VALUE, "to", "empty"),
         ({"from_": "-1d", "to": "-1d"}, Code.INVALID_VALUE, "to", "empty"),
         ({"from_": "+1d"}, Code.INVALID_VALUE, "from", "future"),
-        ({"from_": "-3650d"}, Code.INVALID_VALUE, "to", "366 days"),
+        ({"from_": "-3650d"}, Code.INVALID_VALUE, "from", "366 days"),
         ({"from_": "-3650d", "to": "-3640d"}, Code.INVALID_VALUE, "from", "kept for 40 days"),
         ({"from_": "-41d"}, Code.INVALID_VALUE, "from", "kept for 40 days"),
         ({"from_": "-1d", "to": "+3650d"}, Code.INVALID_VALUE, "to", "366 days"),

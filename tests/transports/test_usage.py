@@ -179,6 +179,7 @@ async def test_usage_is_told_to_the_tenants_backend_alone(running: Running, sign
     [
         ("", 422, "missing_field", "from"),
         ("from=", 422, "missing_field", "from"),
+        ("from=2016-01-01", 422, "invalid_value", "from"),
         ("from=2016-01-01&to=2026-01-01", 422, "invalid_value", "to"),
         ("from={day}&to=1999-01-01", 422, "invalid_value", "to"),
         ("from={day}&from={day}", 422, "invalid_value", "from"),
