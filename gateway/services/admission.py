@@ -49,10 +49,14 @@ WORDS: Final = {
 
 @dataclass(slots=True)
 class Told:
-    """Where a request comes from, and where its limits stand, for whoever answers it; the decision fills these in."""
+    """Where a request comes from, and what is found out of it for whoever answers it.
+
+    The decision fills in where its limits stand, the proof of a key whose it is.
+    """
 
     address: str | None = None
     quotas: Sequence[Quota] = ()
+    tenant: TenantId | None = None
 
 
 TOLD: ContextVar[Told | None] = ContextVar("told", default=None)  # set by a door for each request or command

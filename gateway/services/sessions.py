@@ -15,6 +15,7 @@ from gateway.core.keys import KeyKind, KeyRecord, parse_key
 from gateway.core.limits import CONCURRENT_TURNS_MAX, LIMIT_MAX, REQUESTS_PER_MIN_MAX
 from gateway.core.plan import ScopeLimits
 from gateway.sections import SettingsError
+from gateway.services.admission import TOLD
 from gateway.services.auth import Auth
 from gateway.services.tokens import SESSION_LIMITS, TOKEN_PREFIX, Grant, Session
 from gateway.telemetry import audit
@@ -199,6 +200,8 @@ class Sessions:
         if parsed is None or tenant is None:
             raise GatewayError(Code.CREDENTIAL_INVALID)
         record = await self._auth.keys.prove(parsed)
+        if (told := TOLD.get()) is not None:
+            told.tenant = tenant.id
         if self._auth.tenant_revoked(tenant.id):
             raise GatewayError(Code.REVOKED)
         return record, self._auth.tenants[tenant.id]  # as it is now

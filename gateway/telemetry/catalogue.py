@@ -68,7 +68,8 @@ LIFE: Final[Table] = {
     "request.ended": Told(
         "info",
         "method route status code vendor_status duration_s turn_id tenant user",
-        "Its answer is over; a stream's with its last event. 499: the client left. `code` where it was an error",
+        "Its answer is over; a stream's with its last event. 499: the client left. `code` where it was an error."
+        " `tenant`: whose token or key was proved, or whom the admin API's path names",
     ),
     "socket.opened": Told("info", "tenant user", "A WebSocket's user is known"),
     "socket.closed": Told(

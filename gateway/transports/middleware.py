@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from gateway.core.errors import Code, GatewayError
+from gateway.core.identity import Principal, TenantId, UserHash
 from gateway.protocol.native import encode_json, problem
 from gateway.services.admission import TOLD, Told
 from gateway.telemetry import audit
@@ -95,7 +96,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         seconds = time.perf_counter() - started_s
         edge = request.app[EDGE]
         edge.metrics.request_ended(route, request.method, status, seconds, example(edge.tracing, span))
-        principal = request.get(PRINCIPAL)
+        tenant, user = tenant_of(request, status), user_of(request)
         log_event(
             logger,
             logging.INFO,
@@ -106,16 +107,16 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             **request.get(_REFUSED, {}),
             duration_s=round(seconds, 4),
             turn_id=request.get(_TURN),
-            tenant=principal.tenant.id if principal is not None else None,
-            user=principal.user_hash if principal is not None else None,
+            tenant=tenant,
+            user=user,
         )
         code = request.get(_REFUSED, {}).get("code")
         span.end(
             code or Code.INTERNAL if status >= 500 else None,
             status=status,
             code=code,
-            tenant=principal.tenant.id if principal is not None else None,
-            user=principal.user_hash if principal is not None else None,
+            tenant=tenant,
+            user=user,
         )
         CURRENT.reset(current)
         LOGGED_REQUEST_ID.reset(token)
@@ -158,15 +159,41 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def audit_refusal(request: web.Request, error: GatewayError) -> None:
     """Tell the audit stream who was turned away. What was shown (credential, origin, path) is anybody's words."""
-    principal = request.get(PRINCIPAL)
     with audit.acting("anybody", address=address_of(request)):
         audit.flooded(
             "access.refused",
-            tenant=principal.tenant.id if principal is not None else None,
+            tenant=_proved_tenant(request),
             code=error.code,
-            user=principal.user_hash if principal is not None else None,
+            user=user_of(request),
             route=route_of(request),
         )
+
+
+def tenant_of(request: web.Request, status: int) -> TenantId | None:
+    """Return the tenant that a request was about: whose token or key it showed, else whom its path names.
+
+    Only the admin API has names in its paths. One that is no tenant's is anybody's words, as is any from who shows no
+    token. A tenant that was just deleted is still known.
+    """
+    proved = _proved_tenant(request)
+    if proved is not None or status == 401:
+        return proved
+    named = TenantId(request.match_info.get("tenant", ""))
+    return named if named in request.app[EDGE].auth.tenants.known else None
+
+
+def user_of(request: web.Request) -> UserHash | None:
+    principal: Principal | None = request.get(PRINCIPAL)
+    return principal.user_hash if principal is not None else None
+
+
+def _proved_tenant(request: web.Request) -> TenantId | None:
+    """Return whose token or key a request shows, once that is proved."""
+    principal: Principal | None = request.get(PRINCIPAL)
+    if principal is not None:
+        return principal.tenant.id
+    told: Told | None = request.get(_TOLD)
+    return told.tenant if told is not None else None
 
 
 def route_of(request: web.Request) -> str:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from gateway.options import LoggingSettings
+from gateway.store.tenants import RedisTenants
 from gateway.telemetry.logging import configure
-from tests.conftest import Running
-from tests.transports.client import eventually
+from tests.conftest import PERSONA_ID, Running, StartGateway
+from tests.transports.client import Client, eventually
 from tests.transports.conftest import SignIn
-from tests.transports.log_lines import Log
+from tests.transports.log_lines import Line, Log
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 USER = "ada@example.com"
 TURNS = "/v1/conversations/{conversation_id}/turns"
+
+
+async def end_of(told: Log, **facts: object) -> Line:
+    """Wait for the line of the only request's end with these facts."""
+    await eventually(lambda: told.named("request.ended", **facts), "the request's end")
+    (line,) = told.named("request.ended", **facts)
+    return line
 
 
 async def test_turn_and_its_request_are_told_at_both_ends(running: Running, sign_in: SignIn, told: Log) -> None:
@@ -51,6 +60,55 @@ async def test_failure_is_told_by_its_code(running: Running, sign_in: SignIn, to
     assert refused["code"] == "message_empty"
     (broken,) = told.named("turn.ended")
     assert (broken["state"], broken["reason"]) == ("failed", "upstream_truncated")
+
+
+async def test_request_with_a_key_is_told_with_its_tenant(running: Running, told: Log) -> None:
+    """Once a key is proved its tenant is told, also of a refusal; nobody's word for it is, and no part of a key."""
+    guess = running.secret_key[:-4] + ("AAAA" if running.secret_key[-4:] != "AAAA" else "BBBB")
+    for key, user, status in (
+        (running.secret_key, USER, 201),
+        (running.secret_key, None, 422),  # no user is named
+        (guess, USER, 401),
+    ):
+        answer = await Client(running, {"Authorization": f"Bearer {key}"}).call(
+            "POST", "/v1/sessions", {"user_id": user} if user else {}
+        )
+        assert answer.status == status
+        line = await end_of(told, route="/v1/sessions", status=status)
+        assert (line["tenant"], line["user"]) == (None if status == 401 else running.tenant, None)
+    asked = {"Authorization": f"Bearer {running.secret_key}"}
+    async with running.http.get(f"{running.url}/v1/usage?from=2999-01-01", headers=asked) as refused:
+        assert refused.status == 422
+    assert (await end_of(told, route="/v1/usage"))["tenant"] == running.tenant
+    for secret in (USER, running.secret_key.rpartition(".")[2], guess.rpartition(".")[2]):
+        assert secret not in told.text
+
+
+async def test_admin_request_is_told_with_the_tenant_of_its_path(
+    start_gateway: StartGateway, stored_tenants: RedisTenants, tmp_path: Path, told: Log
+) -> None:
+    """A path's tenant is told where there is or was one, of who shows the token: a name that is none's never is."""
+    token = tmp_path / "admin-token"
+    token.write_text("0123456789abcdef0123456789abcdef-of-an-operator", "utf-8")
+    token.chmod(0o600)
+    running = await start_gateway(environ={"GATEWAY_ADMIN_TOKEN_FILE": str(token)})
+    table = {"personas": {"default": {"persona_id": PERSONA_ID}}}
+    asked: list[tuple[str, str, object, str, int, str | None]] = [
+        ("PUT", "/tenants/logged", table, token.read_text(), 201, "logged"),
+        ("GET", "/tenants/logged/keys", None, token.read_text(), 200, "logged"),
+        ("DELETE", "/tenants/logged/keys/abcdefgh", None, token.read_text(), 404, "logged"),
+        ("GET", "/tenants/logged/keys", None, "guess", 401, None),
+        ("GET", "/tenants/nobody/keys", None, token.read_text(), 404, None),
+        ("GET", "/tenants", None, token.read_text(), 200, None),
+        ("DELETE", "/tenants/logged", None, token.read_text(), 204, "logged"),
+    ]
+    for number, (method, path, body, shown, status, tenant) in enumerate(asked):
+        headers = {"Authorization": f"Bearer {shown}", "x-request-id": f"admin-{number}"}
+        url = f"{running.internal_url}/admin/v1{path}"
+        async with running.http.request(method, url, json=body, headers=headers) as answer:
+            assert answer.status == status, (method, path, await answer.text())
+        line = await end_of(told, request_id=f"admin-{number}")
+        assert (line["tenant"], line["user"]) == (tenant, None), (method, path)
 
 
 async def test_socket_is_told_at_both_ends(running: Running, sign_in: SignIn, told: Log) -> None:

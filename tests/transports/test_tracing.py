@@ -78,6 +78,15 @@ async def test_turn_is_a_tree_from_the_request_to_the_vendor(
     assert server.resource["service.instance.id"] == running.gateway.worker_id
 
 
+async def test_request_with_a_key_has_its_tenant(spans: Collector, start_gateway: StartGateway) -> None:
+    """The span of a backend's request names the tenant of its key, and no user."""
+    running = await start_gateway()
+    await running.user("ada")
+    server = await spans.one("POST /v1/sessions")
+    assert server.attributes["gateway.tenant"] == running.tenant
+    assert "enduser.pseudo.id" not in server.attributes
+
+
 async def test_vendor_call_has_the_genai_attributes(
     spans: Collector, start_gateway: StartGateway, sign_in: SignIn
 ) -> None:
