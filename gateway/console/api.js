@@ -55,7 +55,7 @@ export class Api {
     return { data: data.slice(0, most), more: cursor !== undefined || data.length > most };
   }
 
-  /** The metrics of all workers as text. @param {AbortSignal} [signal] @returns {Promise<string>} */
+  /** The metrics of all workers of the gateway that answers, as text. @param {AbortSignal} [signal] @returns {Promise<string>} */
   async metrics(signal) {
     const response = await this.#fetch("/metrics", { signal, headers: { accept: "text/plain" } });
     if (!response.ok) throw await Problem.fromResponse(response);

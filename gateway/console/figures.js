@@ -1,4 +1,7 @@
-/** What the metrics tell of latency, outcomes, limits and feedback: of all workers together, since each of them started. */
+/**
+ * What the metrics tell of latency, outcomes, limits and feedback: of the workers of the gateway that answers, together,
+ * since each of them started. Other instances of a fleet have metrics of their own, which Prometheus puts together.
+ */
 import { readSamples, sumsBy } from "./exposition.js";
 import { Histogram } from "./histogram.js";
 

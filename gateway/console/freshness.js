@@ -8,8 +8,8 @@ export function sinceStart(figures, more = "") {
   if (!starts.length) return h("p", { class: "note" }, "No worker told its metrics within a second; those that did are missing here.");
   const several = starts.length > 1 ? ` of ${starts.length} workers, the first one` : "";
   return h("p", { class: "note", "data-testid": "since" },
-    `Counted since the start${several} at `, h("time", { title: numbers.exactly(starts[0] * 1000) }, numbers.moment(starts[0] * 1000)),
-    ` (${numbers.ZONE}). ${more} A worker that starts again begins at 0; Prometheus keeps what was before.`);
+    `Counted by this gateway since the start${several} at `, h("time", { title: numbers.exactly(starts[0] * 1000) }, numbers.moment(starts[0] * 1000)),
+    ` (${numbers.ZONE}). ${more} A worker that starts again begins at 0; Prometheus keeps what was before, and its dashboards have all gateways of a fleet.`);
 }
 
 /**

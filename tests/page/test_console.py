@@ -82,7 +82,8 @@ async def test_outcomes_limits_and_feedback_are_those_of_the_metrics(operator: O
             pass
     await operator.call("PUT", f"/tenants/{GLOBEX}", table)
     await operator.go("#/outcomes", "Outcomes")
-    await expect(operator.see("since")).to_contain_text("2 workers")
+    await expect(operator.see("since")).to_contain_text("by this gateway since the start of 2 workers")
+    await expect(operator.see("since")).to_contain_text("dashboards have all gateways of a fleet")
     scrape = await (await operator.page.request.get(f"{operator.demo.internal_url}/metrics")).text()
 
     def summed(name: str, **labels: str) -> float:
