@@ -78,6 +78,16 @@ async def test_links_between_reference_pages_lead_somewhere(start_gateway: Start
             await load(path or page)
 
 
+async def test_list_of_pages_is_found_with_a_slash_too(start_gateway: StartGateway) -> None:
+    """``/docs/`` leads to ``/docs`` for good."""
+    gateway = await start_gateway()
+    async with gateway.http.get(f"{gateway.url}/docs/", allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (308, "/docs")
+    async with gateway.http.get(f"{gateway.url}/docs/") as response:
+        assert (response.status, response.url.path) == (200, "/docs")
+        assert "<html" in await response.text()
+
+
 async def test_reference_pages_run_nothing_and_load_nothing_from_elsewhere(start_gateway: StartGateway) -> None:
     """A page allows itself its own style and nothing else, whatever its Markdown holds."""
     gateway = await start_gateway()

@@ -130,6 +130,12 @@ async def index(request: web.Request) -> web.Response:
     return _answer(request, await request.app[REFERENCE].index(), "text/html")
 
 
+@routes.get("/docs/")
+async def index_elsewhere(_: web.Request) -> web.Response:
+    """Lead to the list of pages, which many write with a slash."""
+    return web.Response(status=308, headers={hdrs.LOCATION: "/docs"})
+
+
 @routes.get("/docs/style.css")
 async def style(request: web.Request) -> web.Response:
     return _answer(request, await request.app[REFERENCE].style(), "text/css")

@@ -33,6 +33,13 @@ DOOR: Final = Door(
         ),
         Operation(
             method="get",
+            path="/docs/",
+            id="findPages",
+            summary="The way to the list of reference pages",
+            answers={308: Answer(what="The list is at `/docs`.", headers=("location",))},
+        ),
+        Operation(
+            method="get",
             path="/docs/{name}",
             id="readPage",
             summary="A reference page",
