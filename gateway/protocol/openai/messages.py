@@ -43,19 +43,22 @@ class Item(msgspec.Struct):
 
 
 def said(items: list[Item], field: str) -> list[Said]:
-    """Read a list; raises GatewayError: missing_field for an empty one, unsupported_parameter, invalid_value."""
+    """Read a list.
+
+    Raises GatewayError: missing_field for an empty one, message_too_long, unsupported_parameter, invalid_value.
+    """
     if not items:
         raise GatewayError(Code.MISSING_FIELD, "There is no message to answer.", field=field)
-    _check_length(items, field)
+    _check_length(items, field, Code.MESSAGE_TOO_LONG)  # clients that cut long lists look for its code
     found = [_said(item, f"{field}[{index}]") for index, item in enumerate(items)]
     if found[-1].role == ANSWER:
         raise unsupported(f"{field}[{len(items) - 1}].role", "The last message is the one to answer, not an answer.")
     return found
 
 
-def _check_length(items: Sequence[object], field: str) -> None:
+def _check_length(items: Sequence[object], field: str, code: Code = Code.INVALID_VALUE) -> None:
     if len(items) > LIST_MAX:
-        raise GatewayError(Code.INVALID_VALUE, f"A list may have {LIST_MAX} members.", field=field)
+        raise GatewayError(code, f"A list may have {LIST_MAX} members.", field=field)
 
 
 def _said(item: Item, at: str) -> Said:

@@ -67,7 +67,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         "messages[0].content[0].text",
     ),
     ({"messages": "Hi"}, "invalid_type", "messages"),
-    ({"messages": [{"role": "user", "content": "?"}] * 2049}, "invalid_value", "messages"),
+    ({"messages": [{"role": "user", "content": "?"}] * 2049}, "context_length_exceeded", "messages"),
     (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}] * 2049}]},
         "invalid_value",
