@@ -201,6 +201,15 @@ def test_every_error_has_openais_shape(code: Code) -> None:
     assert body["type"] == ("server_error" if told.status >= 500 else body["type"])
 
 
+def test_flagged_message_is_told_with_its_categories() -> None:
+    """They are a member more of the error; no other error's extra facts are."""
+    extra: dict[str, object] = {"categories": ["violence"], "cause": "upstream_error"}
+    body = error_body(GatewayError(Code.MESSAGE_FLAGGED, field="message", extra=extra), "messages")["error"]
+    assert set(body) == {"message", "type", "param", "code", "categories"}
+    assert (body["code"], body["param"], body["categories"]) == ("message_flagged", "messages", ["violence"])
+    assert "categories" not in error_body(GatewayError(Code.INTERNAL, extra=extra), "messages")["error"]
+
+
 @pytest.mark.parametrize(
     ("limit", "type_", "code"),
     [

@@ -118,6 +118,23 @@ async def test_every_door_is_judged(start_gateway: StartGateway, sign_in: SignIn
     assert list(running.simulator.bill) == []
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_openai_client_is_told_the_categories(stream: bool, start_gateway: StartGateway, sign_in: SignIn) -> None:
+    """Over chat completions and responses alike, as an answer with a status before any stream."""
+    running = await start(start_gateway)
+    client = await sign_in(running)
+    chat = {"model": "default", "messages": [{"role": "user", "content": BAD}], "stream": stream}
+    for path, body, param in (
+        ("/v1/chat/completions", chat, "messages"),
+        ("/v1/responses", {"model": "default", "input": BAD, "stream": stream}, "input"),
+    ):
+        answer = await client.call("POST", path, body)
+        told = answer.body["error"]
+        assert (answer.status, told["code"], told["param"]) == (400, "message_flagged", param)
+        assert told["categories"] == ["violence"]
+    assert await screened(running, "flagged") == 2
+
+
 @pytest.mark.parametrize("fault", ["503", "429", "400", "odd"])
 async def test_message_that_cannot_be_judged_is_refused_unless_the_tenant_is_open(
     fault: str, start_gateway: StartGateway, sign_in: SignIn

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from gateway.core.turn import Usage
 
@@ -18,6 +18,9 @@ class OpenAIErrorBody(msgspec.Struct):
     param: str | None
     code: str
     request_id: str | UnsetType = UNSET
+    categories: (
+        Annotated[list[str], Meta(description="With `message_flagged`: as Hyperleap names them.")] | UnsetType
+    ) = UNSET
 
 
 class OpenAIError(msgspec.Struct):

@@ -75,6 +75,8 @@ def error_body(error: GatewayError, message: str, request_id: str | None = None)
         "param": param(error, message),
         "code": told.code,
     }
+    if error.code is Code.MESSAGE_FLAGGED and "categories" in error.extra:
+        body["categories"] = error.extra["categories"]
     if request_id is not None:
         body["request_id"] = request_id
     return {"error": body}
