@@ -56,7 +56,13 @@ def command(running: Running, store_url: str, tmp_path: Path) -> Command:
     for name, secret in (("pepper", SECRETS.pepper), ("signing-key", SECRETS.signing_key)):
         (tmp_path / name).write_bytes(secret)
         (tmp_path / name).chmod(0o600)
-    environ = {"GATEWAY_CONFIG": str(config), "GATEWAY_REDIS_URL": store_url, "GATEWAY_DATA_DIR": str(tmp_path)}
+    environ = {
+        "GATEWAY_CONFIG": str(config),
+        "GATEWAY_REDIS_URL": store_url,
+        "GATEWAY_DATA_DIR": str(tmp_path),
+        "GATEWAY_PEPPER_FILE": str(tmp_path / "pepper"),
+        "GATEWAY_SIGNING_KEY_FILE": str(tmp_path / "signing-key"),
+    }
 
     async def invoke(*arguments: str) -> Result:
         return await asyncio.to_thread(CliRunner().invoke, main, ("usage", *arguments), env=environ)

@@ -19,7 +19,7 @@ MINUTE_S = 1.0  # of the plan's limit, in the tests that wait for one
 @pytest.fixture
 def short_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate as it is, with another length of its minute."""
-    monkeypatch.setattr("gateway.app.RedisGate", partial(RedisGate, minute_us=int(MINUTE_S * 1e6)))
+    monkeypatch.setattr("gateway.parts.RedisGate", partial(RedisGate, minute_us=int(MINUTE_S * 1e6)))
 
 
 @pytest.mark.usefixtures("short_minute")
@@ -117,7 +117,7 @@ async def test_three_workers_under_load_get_no_429_from_the_vendor(
 ) -> None:
     """At the plan's own limit, turns and creations of three workers all pass, and Hyperleap refuses none of them."""
     limit, period_s = 20, 1.0
-    monkeypatch.setattr("gateway.app.RedisGate", partial(RedisGate, minute_us=int((period_s + 0.6) * 1e6)))
+    monkeypatch.setattr("gateway.parts.RedisGate", partial(RedisGate, minute_us=int((period_s + 0.6) * 1e6)))
     environ = {"HYPERLEAP_PLAN_LIMIT": f"{limit}/min"}
     stand_in = {"limit_per_minute": limit, "limit_period_s": period_s, "rate_per_s": 0.0}
     first = await start_gateway(simulator=stand_in, environ=environ)
@@ -153,7 +153,7 @@ async def test_tenant_with_a_thousand_waiting_delays_another_by_one_turn(
     free = await start_gateway()  # a worker without a limit makes the conversations
     heavy = await sign_in(free)
     conversations = await asyncio.gather(*(heavy.conversation() for _ in range(1001)))
-    monkeypatch.setattr("gateway.app.RedisGate", partial(RedisGate, minute_us=300_000))
+    monkeypatch.setattr("gateway.parts.RedisGate", partial(RedisGate, minute_us=300_000))
     environ = {"HYPERLEAP_PLAN_LIMIT": "1/min", "HYPERLEAP_QUEUE_MAX": "3000", "HYPERLEAP_QUEUE_WAIT_S": "1800"}
     workers = [
         Client(
