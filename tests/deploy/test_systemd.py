@@ -26,6 +26,7 @@ from tests.transports.client import eventually
 SHIPPED = Path(__file__).parents[2] / "deploy" / "systemd"
 UNIT = SHIPPED / "hyperleap-gateway.service"
 WITHIN_S = 60.0
+LONG = "Hello #tokens=2 " + "and more " * 5
 EXPOSURE_MAX = 1.5  # of 10, by systemd's own count
 
 needs_systemd = pytest.mark.skipif(
@@ -44,29 +45,38 @@ def unit() -> dict[str, list[str]]:
     return found
 
 
-def environment(credentials: Path, state: Path) -> dict[str, str]:
-    """What systemd gives the process: the file's variables, then those of the unit with their directories put in."""
+def written() -> dict[str, str]:
+    """The variables of the environment file."""
     lines = (SHIPPED / "hyperleap-gateway.env").read_text("utf-8").splitlines()
-    found = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def environment(credentials: Path, state: Path, etc: Path) -> dict[str, str]:
+    """What systemd gives the process: the unit's variables with their directories put in; the file's win over them."""
+    found = {}
     for line in unit()["Environment"]:
         name, value = line.split("=", 1)
-        found[name] = value.replace("%d", str(credentials)).replace("%S", str(state))
-    return found | {"CREDENTIALS_DIRECTORY": str(credentials)}
+        found[name] = value.replace("%d", str(credentials)).replace("%S", str(state)).replace("%E", str(etc))
+    return found | written() | {"CREDENTIALS_DIRECTORY": str(credentials)}
 
 
 @pytest.fixture
 def given(tmp_path: Path) -> dict[str, str]:
-    """Credentials as LoadCredential mounts them, one for each line of the unit, and the variables that name them."""
-    credentials, state = tmp_path / "credentials", tmp_path / "state"
-    for directory in (credentials, state):
+    """Files in /etc, credentials as LoadCredential mounts them, one for each line of the unit, and the variables."""
+    credentials, state, etc = tmp_path / "credentials", tmp_path / "state", tmp_path / "etc"
+    for directory in (credentials, state, etc):
         directory.mkdir(mode=0o700)
+    (configured,) = unit()["ConfigurationDirectory"]
+    (etc / configured).mkdir()
+    for name in ("gateway.toml", "tenants.toml"):
+        shutil.copy(SHIPPED / name, etc / configured)
     for line in unit()["LoadCredential"]:
         name, source = line.split(":")
-        assert source == f"/etc/hyperleap-gateway/{name}"
+        assert source == f"/etc/{configured}/secrets/{name}"
         path = credentials / name
         path.write_text(VENDOR_KEY if name == "hyperleap-api-key" else secrets.token_hex(32))
         path.chmod(0o400)
-    return environment(credentials, state)
+    return environment(credentials, state, etc)
 
 
 @needs_systemd
@@ -100,10 +110,32 @@ def test_service_has_time_to_drain(given: dict[str, str]) -> None:
     assert str(settings.server.data_dir).endswith(f"/{service['StateDirectory'][0]}")
 
 
+def test_reload_is_what_changes_the_settings() -> None:
+    """Nothing but paths is in the service's environment, which a reload cannot change and which wins over the TOML."""
+    assert written() == {}
+    ours = [line for line in unit()["Environment"] if line.startswith(("GATEWAY_", "HYPERLEAP_"))]
+    assert ours == unit()["Environment"]
+    assert all(re.search(r"_(FILE|DIR|CONFIG)=%[dSE]/", line) for line in ours)
+    assert unit()["ConfigurationDirectoryMode"] == ["0755"]  # the service's user must read it at every reload
+
+
+async def too_long(facts: dict[str, str], message: str) -> bool:
+    """Whether a message is refused for its length."""
+    async with ClientSession(facts["GATEWAY_URL"]) as http:
+        bearer = {"Authorization": f"Bearer {facts['GATEWAY_SECRET_KEY']}"}
+        async with http.post("/v1/sessions", json={"user_id": "ada"}, headers=bearer) as response:
+            bearer = {"Authorization": f"Bearer {(await response.json())['token']}"}
+        async with http.post("/v1/conversations", json={}, headers=bearer) as response:
+            turns = f"/v1/conversations/{(await response.json())['id']}/turns"
+        async with http.post(turns, json={"message": message}, headers=bearer) as response:
+            assert response.status in (200, 400, 413, 422), await response.text()
+            return response.status != 200
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_command_line_serves_reloads_and_drains(given: dict[str, str], tmp_path: Path) -> None:
-    """ExecStart with the credentials and settings serves, goes on serving over ExecReload, and ends well on SIGTERM."""
+    """ExecStart with what systemd gives it serves, a reload puts a changed TOML setting in force, SIGTERM ends well."""
     words = shlex.split(unit()["ExecStart"][0])
     assert words[0] == "/opt/hyperleap-gateway/bin/hyperleap-gateway"
     assert unit()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
@@ -128,6 +160,10 @@ async def test_command_line_serves_reloads_and_drains(given: dict[str, str], tmp
             await eventually(ready, "the service to be ready", within_s=WITHIN_S)
             facts = dict(line.split("=", 1) for line in env_file.read_text().splitlines())
             assert (await chat(facts, "Hello #tokens=2"))["finish_reason"] == "stop"
+            assert not await too_long(facts, LONG)
+            config = Path(given["GATEWAY_CONFIG"])
+            changed = f"{config.read_text('utf-8')}\n[turns]\nmessage_max_chars = {len(LONG) - 1}\n"
+            config.write_text(changed, "utf-8")
             process.send_signal(signal.SIGHUP)
 
             async def rolled() -> bool:
@@ -135,6 +171,7 @@ async def test_command_line_serves_reloads_and_drains(given: dict[str, str], tmp
                     return 'gateway_worker_rolls_total{outcome="done"} 1.0' in await response.text()
 
             await eventually(rolled, "the workers to be replaced", within_s=WITHIN_S)
+            assert await too_long(facts, LONG)
             assert (await chat(facts, "Hello #tokens=2"))["finish_reason"] == "stop"
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(WITHIN_S):
