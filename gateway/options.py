@@ -15,7 +15,7 @@ from msgspec.structs import force_setattr
 
 from gateway.core.vendor_keys import PlanLimit
 from gateway.ledger_url import LedgerUrl
-from gateway.sections import Count, Port, Seconds, Secret, Section, SettingsError, doc, normal_uuid, web_url
+from gateway.sections import Count, Port, Seconds, Secret, Section, SettingsError, doc, normal_uuid, reason, web_url
 from gateway.store_url import StoreUrl
 
 
@@ -102,16 +102,28 @@ class RedisSettings(Section, frozen=True, kw_only=True):
             " `redis+cluster://host:port[,host:port…]`; `rediss` for TLS; unset: the embedded Valkey"
         ),
     ] = None
+    url_file: Annotated[Path | None, doc("File that holds this URL, such as a mounted secret; read at the start")] = (
+        None
+    )
     timeout_s: Annotated[Seconds, doc("Longest time for one call, queueing and connecting included")] = 1.0
     connections: Annotated[Count, doc("Connections a worker keeps for commands, to each master of a Cluster")] = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.url is not None:
-            try:
-                StoreUrl.parse(self.url.reveal())
-            except ValueError as error:
-                raise SettingsError("url", str(error)) from None
+            if self.url_file is not None:
+                raise SettingsError("url_file", "is given together with url; give one of them")
+            _store_url("url", self.url)
+
+    def url_in_file(self) -> Secret:
+        """Read ``url_file``, which must be set. Raises SettingsError, whose words quote nothing of it."""
+        assert self.url_file is not None
+        try:
+            url = Secret(self.url_file.read_text("utf-8").strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError("redis.url_file", f"cannot read {self.url_file}: {reason(error)}") from None
+        _store_url("redis.url_file", url)
+        return url
 
     def address(self) -> str | None:
         """Return the URL without user, passwords and query, fit for printing."""
@@ -326,6 +338,13 @@ class TracingSettings(Section, frozen=True, kw_only=True):
         doc("`auto`: exported where `OTEL_EXPORTER_OTLP_ENDPOINT` is set; `otlp`: always, or the start fails"),
     ] = "auto"
     flush_s: Annotated[Seconds, doc("When the gateway ends, spans that wait to be sent get this long at most")] = 2.0
+
+
+def _store_url(field: str, url: Secret) -> None:
+    try:
+        StoreUrl.parse(url.reveal())
+    except ValueError as error:
+        raise SettingsError(field, str(error)) from None
 
 
 def plan_limit(text: str | None) -> PlanLimit:

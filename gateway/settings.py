@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from gateway.core.identity import Tenant, TenantId
 from gateway.core.tenancy import Source
@@ -172,7 +173,8 @@ def load(config: Path | None, environ: Mapping[str, str], overrides: Mapping[str
     """Read the settings: ``config`` (or ``GATEWAY_CONFIG``), then the environment, then ``overrides`` by dotted key.
 
     An override of None and an empty environment variable count as not given. Relative paths in the file are
-    relative to the file, others to the working directory. Raises SettingsError on the first thing that is wrong.
+    relative to the file, others to the working directory. The URL in ``redis.url_file`` is read into ``redis.url``.
+    Raises SettingsError on the first thing that is wrong.
     """
     raw: dict[str, Any] = {}
     base = Path()
@@ -193,7 +195,10 @@ def load(config: Path | None, environ: Mapping[str, str], overrides: Mapping[str
     if isinstance(raw.setdefault("server", {}), dict):
         raw["server"].setdefault("data_dir", default_data_dir(environ))
     try:
-        return build(Settings, raw, "", base, also_known=_ENV_BY_KEY)
+        settings = build(Settings, raw, "", base, also_known=_ENV_BY_KEY)
+        if settings.redis.url_file is not None:
+            force_setattr(settings.redis, "url", settings.redis.url_in_file())
+        return settings
     except SettingsError as error:
         raise SettingsError(sources.get(error.key, error.key), error.message) from None
 

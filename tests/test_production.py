@@ -294,6 +294,13 @@ def ledger_file(ground: Ground) -> None:
     Path(path).chmod(0o644)
 
 
+def redis_file(ground: Ground) -> None:
+    path = ground.secret("redis-url", "rediss://:pw@redis.example:6379")
+    ground.environ.pop("GATEWAY_REDIS_URL", None)
+    ground.environ["GATEWAY_REDIS_URL_FILE"] = path
+    Path(path).chmod(0o644)
+
+
 def readable(name: str) -> Callable[[Ground], None]:
     return lambda ground: Path(ground.environ[name]).chmod(0o644)
 
@@ -315,6 +322,7 @@ CASES: list[tuple[str, Callable[[Ground], None], str]] = [
     ("key-in-environment", in_environment, "HYPERLEAP_API_KEY"),
     ("key-in-environment", set_(GATEWAY_LEDGER_URL="postgresql://gateway:pw@db.example/usage"), "GATEWAY_LEDGER_URL"),
     ("secret-readable", ledger_file, "ledger-url"),
+    ("secret-readable", redis_file, "redis-url"),
     ("secret-readable", readable("GATEWAY_PEPPER_FILE"), "pepper"),
     ("secret-readable", readable("HYPERLEAP_API_KEY_FILE"), "vendor-key"),
     ("secret-readable", readable("GATEWAY_ADMIN_TOKEN_FILE"), "admin-token"),

@@ -68,6 +68,20 @@ def test_load_nothing_given_gives_documented_defaults() -> None:
     assert settings.upstream.base_url == "https://api.hyperleapai.com"
 
 
+def test_redis_url_in_a_file_is_taken_and_shown_without_its_password(tmp_path: Path) -> None:
+    """The URL of the file is the store's, by a path beside the settings; a bad one is refused without being quoted."""
+    config = write(tmp_path, "[redis]\nurl_file = 'redis-url'\n")
+    (tmp_path / "redis-url").write_text("redis://:hush-hush@redis.example:6379/2\n")
+    settings = load(config, HOME)
+    assert settings.redis.url == Secret("redis://:hush-hush@redis.example:6379/2")
+    assert settings.effective()["redis"]["url"] == "redis://redis.example:6379/2"
+    (tmp_path / "redis-url").write_text("http://:hush-hush@redis.example\n")
+    for error in (refused(config), refused(environ={"GATEWAY_REDIS_URL_FILE": str(tmp_path / "redis-url")})):
+        assert error.key in ("redis.url_file", "GATEWAY_REDIS_URL_FILE")
+        assert "must begin with redis://" in error.message
+        assert "hush" not in str(error)
+
+
 def test_load_every_source_later_one_wins(tmp_path: Path) -> None:
     """The environment wins over the file and the command line over both; what only one says is kept."""
     config = write(tmp_path, "[server]\nport = 1\ninternal_port = 2\nhost = '0.0.0.0'\n[turns]\nlease_s = 8\n")
@@ -246,6 +260,8 @@ def test_load_foreign_variables_are_ignored() -> None:
         ("[ledger]\nlook_up_s = [2.0, 0.0]\n", "ledger.look_up_s", "above 0"),
         ("[ledger]\nurl = 'mysql://u:p@db/x'\n", "ledger.url", "postgresql://"),
         ("[ledger]\nurl = 'postgresql://u:p@db'\n", "ledger.url", "database"),
+        ("[redis]\nurl = 'redis://:p@db'\nurl_file = 'f'\n", "redis.url_file", "one of them"),
+        ("[redis]\nurl_file = 'not-there'\n", "redis.url_file", "cannot read"),
         ("[ledger]\nurl = 'postgresql://u:p@db/x'\nurl_file = 'f'\n", "ledger.url_file", "one of them"),
         ("[ledger]\nschema = 'a b'\n", "ledger.schema", "plain name"),
         ("[ledger]\nschema = 'pg_usage'\n", "ledger.schema", "pg_"),

@@ -36,6 +36,7 @@ def _files(scene: Scene) -> Iterator[Path]:
         sessions.previous_signing_key_file,
         server.admin_token_file,
         settings.ledger.url_file,
+        settings.redis.url_file,
     )
     yield from (path for path in named if path is not None)
     keys = KeyFiles(settings.upstream)
@@ -47,7 +48,8 @@ def _files(scene: Scene) -> Iterator[Path]:
 
 
 def _has_password(scene: Scene) -> bool:
-    url = scene.settings.redis.url
+    """Whether the URL with its password is written where the settings are."""
+    url = scene.settings.redis.url if scene.settings.redis.url_file is None else None
     return url is not None and StoreUrl.parse(url.reveal()).password is not None
 
 

@@ -153,7 +153,7 @@ STORE_RULES: Final = (
         name="store-open",
         severity=Severity.UNSAFE,
         why="Whoever reaches it reads every conversation, and is told every answer.",
-        do="Set `requirepass` or a user by ACL, and write it into GATEWAY_REDIS_URL: redis://user:password@…",
+        do="Set `requirepass` or a user by ACL, and write it into GATEWAY_REDIS_URL_FILE: redis://user:password@…",
         look=_open,
     ),
     Rule(
