@@ -137,6 +137,19 @@ def test_only_caddy_is_open_to_others() -> None:
     assert composed(demo_env())["networks"]["store"] == {"internal": True}
 
 
+@pytest.mark.parametrize("site", [None, "chat.example.com"])
+def test_alerts_lead_to_where_browsers_reach_the_gateways(site: str | None) -> None:
+    """Prometheus is told the address that Caddy serves, from which it makes the links to the runbook."""
+    services = composed(demo_env() | ({"PROXY_SITE": site} if site else {}))["services"]
+    labels = yaml.safe_load((DEPLOY / "prometheus" / "scrape.yaml").read_text("utf-8"))["global"]["external_labels"]
+    assert labels["gateway_url"] == "${GATEWAY_URL}"
+    url = services["prometheus"]["environment"]["GATEWAY_URL"]
+    assert url == services["gateway-1"]["environment"]["GATEWAY_PUBLIC_URL"] == f"https://{site or 'localhost'}"
+    assert services["caddy"]["environment"]["PROXY_SITE"] == (site or "localhost")
+    major = int(re.search(r":v(\d+)\.", services["prometheus"]["image"])[1])  # type: ignore[index]  # a failure is one
+    assert major >= 3  # which puts in what stands in braces by itself
+
+
 def test_gateways_load_with_what_they_are_given(made: Path) -> None:
     """Both have the same settings, which hold: real names, readable secrets, and more time to stop than they take."""
     document = composed(demo_env())

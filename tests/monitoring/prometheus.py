@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -61,13 +62,12 @@ def faster_rules(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def faster_config(target: str, gateway_url: str) -> dict[str, Any]:
+def faster_config(target: str) -> dict[str, Any]:
     """Return the configuration with one target in the place of those that are found by name."""
     loaded: dict[str, Any] = load_yaml(PROMETHEUS / "scrape.yaml")
     everything = loaded["global"]
     everything["evaluation_interval"] = faster(everything["evaluation_interval"])
     everything["scrape_interval"] = everything["scrape_timeout"] = SCRAPE
-    everything["external_labels"]["gateway_url"] = gateway_url
     (job,) = loaded["scrape_configs"]
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": [target]}]
@@ -154,14 +154,15 @@ async def prometheus(directory: Path, target: str, gateway_url: str) -> AsyncIte
     directory.mkdir()
     for path in RULE_FILES:
         (directory / path.name).write_text(yaml.safe_dump(faster_rules(path)), "utf-8")
-    (directory / "scrape.yaml").write_text(yaml.safe_dump(faster_config(target, gateway_url)), "utf-8")
+    (directory / "scrape.yaml").write_text(yaml.safe_dump(faster_config(target)), "utf-8")
     port = free_port()
     command = [
         *("prometheus", f"--config.file={directory / 'scrape.yaml'}", f"--storage.tsdb.path={directory / 'data'}"),
         *(f"--web.listen-address=127.0.0.1:{port}", "--query.lookback-delta=5s", "--log.level=warn"),
+        "--enable-feature=expand-external-labels",  # which Prometheus 3 does by itself
     ]
     async with (
-        Child("prometheus", command, directory / "prometheus.log") as child,
+        Child("prometheus", command, directory / "prometheus.log", os.environ | {"GATEWAY_URL": gateway_url}) as child,
         ClientSession(timeout=ClientTimeout(total=10)) as http,
     ):
         server = Prometheus(f"http://127.0.0.1:{port}", http)

@@ -83,7 +83,7 @@ def test_every_alert_says_how_urgent_it_is_and_where_to_go_on() -> None:
         assert len(notes["summary"]) < 100, name
         told = set(re.findall(r"\$labels\.(\w+)", notes["summary"] + notes["description"]))
         assert told <= _labels_of(rule["expr"]), name
-    assert load_yaml(PROMETHEUS / "scrape.yaml")["global"]["external_labels"]["gateway_url"].startswith("http")
+    assert load_yaml(PROMETHEUS / "scrape.yaml")["global"]["external_labels"]["gateway_url"] == "${GATEWAY_URL}"
 
 
 def _labels_of(query: str) -> set[str]:
