@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -129,12 +131,25 @@ def test_every_service_is_held_down() -> None:
 
 
 def test_only_caddy_is_open_to_others() -> None:
-    """No port but the proxy's is published beyond this machine, and none of a gateway at all."""
+    """No port but the proxy's is published beyond this machine, nor one twice; of a gateway only the internal one."""
+    published = []
     for name, service in composed(demo_env())["services"].items():
         for port in service.get("ports", ()):
             assert name == "caddy" or port.startswith("127.0.0.1:"), (name, port)
-        assert not (name in GATEWAYS and service.get("ports"))
+            assert name not in GATEWAYS or port.endswith(":9090"), (name, port)
+            published.append(port.rpartition(":")[0].rpartition(":")[2] + "/udp" * port.endswith("/udp"))
+    assert len(published) == len(set(published)), published
     assert composed(demo_env())["networks"]["store"] == {"internal": True}
+
+
+def test_console_is_where_the_page_says() -> None:
+    """The port that the page about the console forwards is the internal one of a gateway, not Prometheus."""
+    page = (DEPLOY.parent / "gateway" / "docs" / "usage-page.md").read_text("utf-8")
+    told = re.search(r"\| Compose \| `ssh -L \d+:127\.0\.0\.1:(\d+) host`.* of `(gateway-\d)`", page)
+    assert told is not None
+    services = composed(demo_env())["services"]
+    assert services[told[2]]["ports"] == [f"127.0.0.1:{told[1]}:9090"]
+    assert services[told[2]]["environment"]["GATEWAY_ADMIN_TOKEN_FILE"]
 
 
 @pytest.mark.parametrize("site", [None, "chat.example.com"])
@@ -148,6 +163,24 @@ def test_alerts_lead_to_where_browsers_reach_the_gateways(site: str | None) -> N
     assert services["caddy"]["environment"]["PROXY_SITE"] == (site or "localhost")
     major = int(re.search(r":v(\d+)\.", services["prometheus"]["image"])[1])  # type: ignore[index]  # a failure is one
     assert major >= 3  # which puts in what stands in braces by itself
+
+
+def test_secrets_are_each_for_the_one_who_reads_them(made: Path) -> None:
+    """No secret has two users, and as root the script leaves each readable by nobody but that one."""
+    document = composed(demo_env())
+    users = {"valkey": 999, "postgres": 70, "grafana": 472} | dict.fromkeys(GATEWAYS, 65532)
+    readers = {
+        (secret, users[name]) for name, service in document["services"].items() for secret in service.get("secrets", ())
+    }
+    assert len(readers) == len(document["secrets"])
+    assert document["services"]["valkey"]["user"].split(":")[0] == str(users["valkey"])
+    assert "USER 65532:" in (DEPLOY.parent / "Dockerfile").read_text("utf-8")
+    for secret, user in readers:
+        facts = (made / document["secrets"][secret]["file"]).stat()
+        if os.getuid() == 0:
+            assert (facts.st_uid, facts.st_mode & 0o777) == (user, 0o400), secret
+        else:
+            assert facts.st_mode & 0o777 == 0o444, secret
 
 
 def test_gateways_load_with_what_they_are_given(made: Path) -> None:
@@ -213,18 +246,23 @@ def test_real_name_is_asked_for() -> None:
         composed({})
 
 
-async def test_store_keeps_what_it_is_given(tmp_path: Path) -> None:
-    """A Valkey with the command of the file forgets nothing by itself, and a second's worth at most when it crashes."""
-    program, *arguments = shlex.split(composed(demo_env())["services"]["valkey"]["command"])
+@contextlib.asynccontextmanager
+async def valkey(document: Any, made: Path, tmp_path: Path) -> AsyncIterator[str]:
+    """A Valkey with the command of the file, and its URL as ``secrets.sh`` writes it, but at loopback."""
+    service = document["services"]["valkey"]
+    program, *arguments = shlex.split(service["command"])
     assert program == "valkey-server"
+    (secret,) = service["secrets"]
+    places = {f"/run/secrets/{secret}": str(made / document["secrets"][secret]["file"]), "/data": str(tmp_path)}
     port = free_port()
     server = await asyncio.create_subprocess_exec(
         str(find_servers()[0].path),
-        *(argument.replace("/data", str(tmp_path)) for argument in arguments),
+        *(places.get(argument, argument) for argument in arguments),
         *("--port", str(port), "--bind", "127.0.0.1", "--logfile", str(tmp_path / "log")),
     )
+    url = made.joinpath("secrets/redis-url").read_text("ascii").strip().replace("@valkey:6379", f"@127.0.0.1:{port}")
     try:
-        async with redis.asyncio.Redis(port=port) as client:
+        async with redis.asyncio.Redis.from_url(url) as client:
 
             async def answers() -> bool:
                 with contextlib.suppress(redis.ConnectionError):
@@ -232,18 +270,91 @@ async def test_store_keeps_what_it_is_given(tmp_path: Path) -> None:
                 return False
 
             await eventually(answers, "the store to answer", within_s=20)
-            for name, value in (("appendonly", "yes"), ("appendfsync", "everysec"), ("maxmemory-policy", "noeviction")):
-                assert await client.config_get(name) == {name: value}
+        yield url
     finally:
         server.terminate()
         await server.wait()
+
+
+async def test_store_keeps_what_it_is_given(made: Path, tmp_path: Path) -> None:
+    """A Valkey with the command of the file lets in the gateways only, and forgets a second's worth when it crashes."""
+    async with valkey(composed(demo_env()), made, tmp_path) as url:
+        async with redis.asyncio.Redis.from_url(url) as client:
+            for name, value in (("appendonly", "yes"), ("appendfsync", "everysec"), ("maxmemory-policy", "noeviction")):
+                assert await client.config_get(name) == {name: value}
+        port = urlsplit(url).port
+        assert port is not None
+        async with redis.asyncio.Redis(port=port) as stranger:
+            with pytest.raises(redis.AuthenticationError):
+                await stranger.ping()
+
+
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli: apt install redis-tools")
+async def test_store_is_found_well_only_while_it_answers(made: Path, tmp_path: Path) -> None:
+    """The health check of the file passes with the password that the store has, and fails with another."""
+    document = composed(demo_env())
+    kind, words = document["services"]["valkey"]["healthcheck"]["test"]
+    assert kind == "CMD-SHELL"
+    async with valkey(document, made, tmp_path) as url:
+        port = urlsplit(url).port
+        other = tmp_path / "other.conf"
+        other.write_text("requirepass another\n")
+        for conf, status in ((made / "secrets" / "valkey.conf", 0), (other, 1)):
+            line = words.replace("$$", "$").replace("/run/secrets/valkey.conf", str(conf))
+            line = line.replace("valkey-cli", f"redis-cli -p {port}")
+            process = await asyncio.create_subprocess_exec("sh", "-c", line, stderr=asyncio.subprocess.DEVNULL)
+            assert await process.wait() == status
+
+
+async def told(*arguments: str, **environ: str) -> tuple[int | None, str, str]:
+    """Run a command of the gateway to its end."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "HYPERLEAP_"))}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", *arguments),
+        env=clean | environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.slow
+async def test_commands_of_the_page_work_in_a_container(made: Path, tmp_path: Path) -> None:
+    """`check --production` finds nothing unsafe but the stand-in of the demo, and `keys create` makes keys."""
+    page = (DEPLOY.parent / "gateway" / "docs" / "scale-out.md").read_text("utf-8")
+    check, keys = (
+        shlex.split(next(line for line in page.splitlines() if line.startswith(f"{shell} {word}")))[5:]
+        for shell in ("docker compose exec gateway-1 hyperleap-gateway",)
+        for word in ("check", "keys")
+    )
+    document = composed(demo_env())
+    async with valkey(document, made, tmp_path) as url, Simulator(SimulatorSettings(h2c=True)) as simulator:
+        store = tmp_path / "redis-url"
+        store.write_text(url)
+        store.chmod(0o400)
+        environ = environment(document, GATEWAYS[0], made)
+        environ |= {"GATEWAY_REDIS_URL_FILE": str(store), "HYPERLEAP_BASE_URL": simulator.url}
+        status, out, err = await told(*check, "--format", "json", **environ)
+        assert status == 1, err  # the demo is no production
+        unsafe = {
+            found["subject"]: found["words"] for found in json.loads(out)["findings"] if found["severity"] == "unsafe"
+        }
+        expected = {"simulator"} if os.getuid() == 0 else {"simulator", "secret-readable"}
+        assert set(unsafe) == expected, unsafe
+        status, out, err = await told(*keys, **environ)
+        assert status == 0, err
+        assert re.search(r"\bhgs_default\.", out)
 
 
 async def test_gateway_starts_with_the_environment_of_the_file(made: Path, tmp_path: Path, store_url: str) -> None:
     """What a container is given starts a gateway that is ready, with the store and the vendor put at loopback."""
     async with Simulator(SimulatorSettings(h2c=True)) as simulator:
         environ = environment(composed(demo_env()), GATEWAYS[0], made)
-        environ |= {"GATEWAY_REDIS_URL": store_url, "HYPERLEAP_BASE_URL": simulator.url, "GATEWAY_DRAIN_NOTICE_S": "0"}
+        store = tmp_path / "redis-url"
+        store.write_text(store_url)
+        environ |= {"GATEWAY_REDIS_URL_FILE": str(store), "HYPERLEAP_BASE_URL": simulator.url}
+        environ |= {"GATEWAY_DRAIN_NOTICE_S": "0"}
         arguments = ("--port", "0", "--internal-port", "0", "--env-file", str(tmp_path / "gateway.env"))
         async with run(tmp_path, "serve", *arguments, **environ) as command:
             facts = await command.facts()
