@@ -243,6 +243,7 @@ ROUTES: Final[dict[tuple[str, str], tuple[Attempt, ...] | str]] = {
     ("GET", "/v1/models/{model}"): "a persona is the tenant's, and the same for all whom a token lets ask it",
     ("GET", "/v1/ws"): "commands have a table of their own",
     ("GET", "/docs"): "the same for everybody",
+    ("GET", "/docs/"): "leads there",
     ("GET", "/docs/{name}"): "the same for everybody",
     ("GET", "/docs/{name}.md"): "the same for everybody",
     ("GET", "/docs/style.css"): "the same for everybody",

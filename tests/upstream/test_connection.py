@@ -739,7 +739,8 @@ async def test_broken_frames_fail_the_connection_cleanly(garbage: bytes, caplog:
         assert error.processed
         assert len(peer.links[0].goaways) == 1
         assert peer.links[0].goaways[0] != 0
-        assert caplog.records == []
+        ours = ("asyncio", "gateway")  # the thread of another test's exporter may have words of its own
+        assert [one for one in caplog.records if one.name.startswith(ours)] == []
         gate.open.set()
         assert await (await Recorder().open(pool)).until_closed() is None
 
