@@ -521,7 +521,7 @@ def test_sections_constructed_in_code_are_checked_too() -> None:
 def test_settings_are_frozen() -> None:
     """Nothing changes a setting after the start."""
     with pytest.raises(AttributeError):
-        Settings().server = ServerSettings()  # type: ignore[misc]
+        Settings().server = ServerSettings()  # type: ignore[misc]  # frozen: it must raise
 
 
 def test_every_field_is_documented() -> None:

@@ -83,7 +83,7 @@ async def scrape(facts: dict[str, str], *, openmetrics: bool = False) -> list[Me
     async with fresh() as http, http.get(f"{facts['GATEWAY_INTERNAL_URL']}/metrics", headers=headers) as response:
         assert response.status == 200
         text = await response.text()
-    families = list(parse_openmetrics(text) if openmetrics else parse_text(text))  # type: ignore[no-untyped-call]
+    families = list(parse_openmetrics(text) if openmetrics else parse_text(text))  # type: ignore[no-untyped-call]  # the library's
     series = [(sample.name, tuple(sorted(sample.labels.items()))) for family in families for sample in family.samples]
     assert len(series) == len(set(series)) > 50
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]

@@ -97,7 +97,7 @@ async def refused(auth: Auth, credential: str, origin: str | None = None) -> Cod
 
 async def refusal(work: object) -> GatewayError:
     with pytest.raises(GatewayError) as error:
-        await work  # type: ignore[misc]
+        await work  # type: ignore[misc]  # any awaitable
     return error.value
 
 

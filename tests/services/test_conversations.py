@@ -20,13 +20,13 @@ NO_ONE = ConversationId("00000000-0000-4000-8000-000000000000")
 
 async def refusal(work: object) -> GatewayError:
     with pytest.raises(GatewayError) as error:
-        await work  # type: ignore[misc]
+        await work  # type: ignore[misc]  # any awaitable
     return error.value
 
 
 async def create(stage: Stage, principal: Principal | None = None, **fields: object) -> ConversationId:
     wanted: dict[str, object] = {"alias": "default", "replacements": {}, "metadata": {}, "address": ADDRESS, **fields}
-    created = await stage.conversations.create(principal or stage.user(), **wanted)  # type: ignore[arg-type]
+    created = await stage.conversations.create(principal or stage.user(), **wanted)  # type: ignore[arg-type]  # by name
     return created.id
 
 
@@ -261,6 +261,6 @@ async def test_feedback_out_of_bounds_is_refused_by_field(
         **fields,
     }
     message_id = str(wanted.pop("message_id"))
-    error = await refusal(stage.feedback.give(stage.user(), conversation, message_id, **wanted))  # type: ignore[arg-type]
+    error = await refusal(stage.feedback.give(stage.user(), conversation, message_id, **wanted))  # type: ignore[arg-type]  # by name
     assert (error.code, error.field) == (code, field)
     assert stage.vendor.scores == []

@@ -45,7 +45,7 @@ BACK_S = 10.0  # within which a slot is free again, whatever became of its holde
 
 async def refused(work: object) -> GatewayError:
     with pytest.raises(GatewayError) as error:
-        await work  # type: ignore[misc]
+        await work  # type: ignore[misc]  # any awaitable
     return error.value
 
 
@@ -487,7 +487,7 @@ async def test_budget_that_suffices_costs_a_call_a_thousand_tokens(set_stage: Se
         calls += 1
         return await extend(tenant, request_id, tokens)
 
-    stage.limiter.extend = counted  # type: ignore[method-assign]
+    stage.limiter.extend = counted  # type: ignore[method-assign]  # for this test
     conversation = await stage.conversation()
     for number, (tokens, most) in enumerate([(700, 0), (5000, 5000 // CHUNK_TOKENS + 1)]):
         started = await stage.start(conversation)

@@ -23,7 +23,7 @@ class Turn:
         self.stopped: asyncio.Future[StopReason] = asyncio.get_running_loop().create_future()
         self.metrics = Metrics({"acme": ["default"]})
         self.presence = Presence(
-            Disconnect(**rule),  # type: ignore[arg-type]
+            Disconnect(**rule),  # type: ignore[arg-type]  # by name
             self.stopped.set_result,
             TenantId("acme"),
             self.metrics.turns,

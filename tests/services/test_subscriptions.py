@@ -19,7 +19,7 @@ NO_ONE = TurnId("00000000-0000-4000-8000-000000000000")
 
 async def refusal(work: object) -> GatewayError:
     with pytest.raises(GatewayError) as error:
-        await work  # type: ignore[misc]
+        await work  # type: ignore[misc]  # any awaitable
     return error.value
 
 

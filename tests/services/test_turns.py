@@ -26,7 +26,7 @@ NO_ONE = TurnId("00000000-0000-4000-8000-000000000000")
 
 async def refused(code: Code, work: object) -> GatewayError:
     with pytest.raises(GatewayError) as error:
-        await work  # type: ignore[misc]
+        await work  # type: ignore[misc]  # any awaitable
     assert error.value.code is code
     return error.value
 

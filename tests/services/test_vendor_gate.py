@@ -614,9 +614,9 @@ async def test_creation_without_the_store_goes_by_this_workers_share(
         for _ in range(5):
             task = asyncio.ensure_future(stage.conversation())
             sent = len(stage.vendor.created)
-            await until(lambda task=task, sent=sent: task.done() or len(stage.vendor.created) > sent)  # type: ignore[misc]
+            await until(lambda task=task, sent=sent: task.done() or len(stage.vendor.created) > sent)  # type: ignore[misc]  # a default that mypy cannot infer
             tasks.append(task)
-            codes.append(task.exception().code if task.done() and task.exception() else "created")  # type: ignore[union-attr]
+            codes.append(task.exception().code if task.done() and task.exception() else "created")  # type: ignore[union-attr]  # it is there
     finally:
         os.kill(own_store._process.pid, signal.SIGCONT)
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -27,7 +27,7 @@ def conversation(**fields: object) -> Conversation:
         "persona": "default",
         **fields,
     }
-    return Conversation(**wanted)  # type: ignore[arg-type]
+    return Conversation(**wanted)  # type: ignore[arg-type]  # by name
 
 
 @pytest.fixture

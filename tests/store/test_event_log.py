@@ -339,7 +339,7 @@ async def test_finish_with_another_ending_is_fenced(bench: Bench) -> None:
     """A turn has one ending; a second, different one is refused."""
     turn = await bench.turn()
     await bench.finish(turn, Entry(2, COMPLETED))
-    failed = TurnFailed(None, None, None, "", USAGE)  # type: ignore[arg-type]
+    failed = TurnFailed(None, None, None, "", USAGE)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(Fenced):
         await bench.finish(turn, Entry(3, failed))
     assert [entry.event for entry in await bench.all(turn)][-1] == COMPLETED

@@ -455,10 +455,10 @@ async def test_call_to_a_replica_without_its_master_is_an_outage(
     store = Redis(server.url, timeout_s=TIMEOUT_S, connections=2)
     async with redis_asyncio.Redis.from_url(server.url) as admin:
         await admin.config_set("replica-serve-stale-data", "yes" if command[0] == "SET" else "no")
-        await admin.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
+        await admin.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]  # the library's
         await refused(store.call(*command))
         assert store.healthy_s() == 0
-        await admin.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
+        await admin.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]  # the library's
     await answered(store, *command)
     assert 0 < store.healthy_s() < 5
     await store.aclose()

@@ -122,7 +122,7 @@ def test_exemplar_is_told_in_openmetrics_and_nowhere_else() -> None:
     for value, trace_id in ((0.05, "a" * 32), (0.06, "b" * 32), (0.07, ""), (0.5, ""), (7.0, "c" * 32)):
         observed.observe(value, trace_id)
     histogram.of("quiet").observe(1)
-    (family,) = openmetrics.text_string_to_metric_families(scrape(make, OPENMETRICS).decode())  # type: ignore[no-untyped-call]
+    (family,) = openmetrics.text_string_to_metric_families(scrape(make, OPENMETRICS).decode())  # type: ignore[no-untyped-call]  # the library's
     told = {
         (sample.labels["x"], sample.labels["le"]): (sample.value, sample.exemplar)
         for sample in family.samples

@@ -78,7 +78,7 @@ async def test_reader_that_stays_to_the_end_detaches_nothing(running: Running, c
     conversation = await client.conversation()
     await client.complete(conversation, SHORT)
     turn = await client.start(conversation, SHORT)
-    await eventually(lambda: running.gateway.turns.find(turn) is None, "the turn to end")  # type: ignore[arg-type]
+    await eventually(lambda: running.gateway.turns.find(turn) is None, "the turn to end")  # type: ignore[arg-type]  # a plain id
     assert await metric(running, "gateway_turns_total", tenant=running.tenant) == 2
     assert await gauge(running, "gateway_turn_detachments_total", tenant=running.tenant) is None
 

@@ -95,7 +95,7 @@ async def test_exemplars_lead_to_the_trace_of_the_request(running: Running, clie
     async with client.ask(conversation, "Hi #tokens=3", **caller) as reader:
         await reader.rest()
     _, body = await asyncio.to_thread(fetch, running.internal_url)
-    families = openmetrics.text_string_to_metric_families(body.decode())  # type: ignore[no-untyped-call]
+    families = openmetrics.text_string_to_metric_families(body.decode())  # type: ignore[no-untyped-call]  # the library's
     found = {
         family.name: sample
         for family in families

@@ -58,7 +58,7 @@ async def pair(start_gateway: StartGateway) -> tuple[Running, Running]:
     there = await start_gateway(tenant=here.tenant, simulator=here.simulator)
     there.secret_key = here.secret_key
     for worker in (here, there):
-        await eventually(lambda worker=worker: worker.gateway.inbox.hears, "the worker to hear")  # type: ignore[misc]
+        await eventually(lambda worker=worker: worker.gateway.inbox.hears, "the worker to hear")  # type: ignore[misc]  # a default that mypy cannot infer
     return here, there
 
 
@@ -89,7 +89,7 @@ async def test_revocation_ends_streams_and_sockets_on_every_worker(
                     assert b"\n\nevent: stream.error\ndata:" in stream.raw  # no id, so no cursor moves
                 assert await socket.closed() == Closed(4503, "revoked")
                 await eventually(lambda: here.gateway.turns.running == 0, "the turn to stop")
-    record = await here.gateway.turns._log.record(TenantId(here.tenant), reader.turn_id)  # type: ignore[arg-type]
+    record = await here.gateway.turns._log.record(TenantId(here.tenant), reader.turn_id)  # type: ignore[arg-type]  # a plain id
     assert record is not None
     assert record.state == "stopped"
     for running in pair:
@@ -201,7 +201,7 @@ async def test_revocation_cuts_off_a_reader_that_does_not_read(running: Running,
     edge = running.gateway.edge
     await eventually(lambda: len(edge.open) == 1, "the stream to be open")
     (stream,) = edge.open
-    transport = stream._transport  # type: ignore[attr-defined]
+    transport = stream._transport  # type: ignore[attr-defined]  # a private one
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NARROW_BYTES)
     await eventually(lambda: transport.get_write_buffer_size() > 0, "the reader to be behind")
     async with asyncio.timeout(WITHIN_S):

@@ -40,7 +40,7 @@ async def pair(start_gateway: StartGateway, stored_tenants: RedisTenants) -> tup
     here = await start_gateway(environ=environ)
     there = await start_gateway(tenant=here.tenant, simulator=here.simulator, environ=environ)
     for worker in (here, there):
-        await eventually(lambda worker=worker: worker.gateway.inbox.hears, "the worker to hear")  # type: ignore[misc]
+        await eventually(lambda worker=worker: worker.gateway.inbox.hears, "the worker to hear")  # type: ignore[misc]  # a default that mypy cannot infer
     return here, there
 
 
@@ -122,7 +122,7 @@ async def test_removed_tenant_ends_like_a_revoked_one(pair: tuple[Running, Runni
                 assert await closing == Closed(4503, "revoked")
                 assert (await waiting).body["code"] == "revoked"
                 await eventually(lambda: here.gateway.turns.running == 0, "the turns to stop")
-    record = await here.gateway.turns._log.record(name, reader.turn_id)  # type: ignore[arg-type]
+    record = await here.gateway.turns._log.record(name, reader.turn_id)  # type: ignore[arg-type]  # a plain id
     assert record is not None
     assert record.state == "stopped"
     assert not here.gateway.edge.open
@@ -138,7 +138,7 @@ async def test_lost_turn_of_a_removed_tenant_still_gets_its_ending(
     await eventually(lambda: name in there.gateway.auth.tenants, "the tenant")
     user = await user_of(here, name)
     turn = await user.start(await user.conversation(), "Hi #tokens=3000 #rate=20")
-    lost = here.gateway.turns.find(turn)  # type: ignore[arg-type]
+    lost = here.gateway.turns.find(turn)  # type: ignore[arg-type]  # a plain id
     assert lost is not None
     await eventually(lambda: lost.live.position > 10, "the answer to begin")
     lost.let_go()  # as if killed: it writes no more
@@ -146,7 +146,7 @@ async def test_lost_turn_of_a_removed_tenant_still_gets_its_ending(
     await there.gateway.tenants.remove(name)
 
     async def ended() -> bool:
-        record = await there.gateway.turns._log.record(name, turn)  # type: ignore[arg-type]
+        record = await there.gateway.turns._log.record(name, turn)  # type: ignore[arg-type]  # a plain id
         return record is not None and record.state.ended
 
     await there.gateway.recovery.worker_lost(here.gateway.worker_id)
@@ -299,7 +299,7 @@ async def test_tenants_file_is_followed_within_the_promise(by_file: tuple[Runnin
 async def test_storm_of_tenants_files_is_not_felt_by_a_tenant_that_stays(by_file: tuple[Running, Path, str]) -> None:
     """Files good, bad, torn and gone, with requests in flight: no error, no cut stream, and the last good one holds."""
     running, path, steady = by_file
-    running.gateway.tenants_file._look_s = 0.01  # type: ignore[union-attr]
+    running.gateway.tenants_file._look_s = 0.01  # type: ignore[union-attr]  # it is there
     user = await user_of(running, TenantId(steady))
     dice, over = random.Random(7), asyncio.Event()
 

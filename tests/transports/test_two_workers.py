@@ -263,7 +263,7 @@ async def test_socket_that_subscribes_to_thousands_is_refused_and_costs_bounded_
         assert len(answers) == 10_000
         assert set(codes) == {"pong", "subscriptions_exceeded"}
         (connection,) = running.gateway.edge.open
-        deliveries = connection._deliveries  # type: ignore[attr-defined]
+        deliveries = connection._deliveries  # type: ignore[attr-defined]  # a private one
         assert len(deliveries._turns) + len(deliveries._watched) <= 64 + 64  # a watched conversation brings its turn
         assert len(deliveries._watched) <= 64
     await eventually(lambda: not running.gateway.watches._watchers, "nothing to be watched any more")

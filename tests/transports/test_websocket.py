@@ -449,7 +449,7 @@ async def test_websocket_that_goes_away_lets_its_deliveries_go(running: Running,
         turn = await client.start(conversation, "Hi #tokens=40 #rate=100")
         await socket.until(lambda frame: frame["event"] == "message.delta")
     await eventually(lambda: not running.gateway.edge.open, "the socket to be let go")
-    live = running.gateway.turns.find(turn)  # type: ignore[arg-type]
+    live = running.gateway.turns.find(turn)  # type: ignore[arg-type]  # a plain id
     assert live is not None
     await eventually(lambda: live.live.readers == 0, "the readers to be let go")
     assert running.gateway.watches._watchers == {}

@@ -429,7 +429,7 @@ async def test_padding_and_content_length_leak_no_window(pad: int | None) -> Non
             while exchange.link.h2.local_flow_control_window(exchange.stream_id) < 1300:
                 seen = exchange.link.h2.local_flow_control_window(exchange.stream_id)
                 await exchange.link.until(
-                    lambda: exchange.link.h2.local_flow_control_window(exchange.stream_id) > seen  # noqa: B023
+                    lambda: exchange.link.h2.local_flow_control_window(exchange.stream_id) > seen  # noqa: B023 - awaited in this round
                 )
             await exchange.send(b"p" * 1000, end=begin + 1000 == size, pad=pad)
 
@@ -823,7 +823,7 @@ async def test_peer_that_overruns_a_window_is_refused(whole: bool) -> None:
         answer = await Recorder(stalls=True).open(pool)
         await answer.until_bytes(1)
         if whole:
-            pool._connections[0].session._return_credit = lambda: None  # type: ignore[method-assign]
+            pool._connections[0].session._return_credit = lambda: None  # type: ignore[method-assign]  # for this test
         go.set()
         error = await answer.until_closed()
         assert isinstance(error, ProtocolViolated)

@@ -44,4 +44,4 @@ def test_url_that_cannot_be_an_origin_is_refused(url: str) -> None:
 def test_settings_refuse_nonsense(wrong: dict[str, float]) -> None:
     """A wrong setting fails where it is made, not in mid-stream."""
     with pytest.raises(ValueError):
-        PoolSettings(**wrong)  # type: ignore[arg-type]
+        PoolSettings(**wrong)  # type: ignore[arg-type]  # wrong on purpose

@@ -49,7 +49,7 @@ def test_mapped_error_keeps_its_cause_and_request() -> None:
     """Callers can ask the cause whether the vendor may have seen the request."""
     request = httpx.Request("GET", "https://localhost/")
     for kind in ERRORS:
-        error = kind("why", code=8) if kind.__name__ == "StreamReset" else kind("why")  # type: ignore[call-arg]
+        error = kind("why", code=8) if kind.__name__ == "StreamReset" else kind("why")  # type: ignore[call-arg]  # of this kind
         face = to_httpx(error, request)
         assert str(face) == "why"
         assert face.request is request
